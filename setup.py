@@ -1,0 +1,109 @@
+"""Builds the compiled kernels of zoo: the CPU part always, the CUDA part where it can be.
+
+Environment:
+    ZOO_CUDA=0              leave the CUDA part out; ZOO_CUDA=1: fail if it cannot be built
+    TORCH_CUDA_ARCH_LIST    GPU architectures, as for any PyTorch extension
+    MAX_JOBS                compilers at the same time
+    ZOO_SANITIZE=address    build the CPU part for AddressSanitizer
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import torch
+from setuptools import setup
+from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
+
+ROOT = Path(__file__).resolve().parent
+# Volta is the oldest architecture that CUDA 13 no longer has; these run everywhere from Turing on.
+DEFAULT_CUDA_ARCHS = "7.5;8.0;9.0+PTX"
+
+
+def torch_version() -> tuple[int, int]:
+    major, minor = torch.__version__.split(".")[:2]
+    return int(major), int(minor)
+
+
+def cuda_obstacle() -> str | None:
+    """Why the CUDA part cannot be built; None if it can."""
+    if os.environ.get("ZOO_CUDA") == "0":
+        return "ZOO_CUDA=0"
+    if torch.version.cuda is None:
+        return f"PyTorch {torch.__version__} has no CUDA"
+    if CUDA_HOME is None:
+        return "no CUDA toolkit found (nvcc on the PATH, or CUDA_HOME)"
+    try:
+        text = subprocess.check_output([f"{CUDA_HOME}/bin/nvcc", "--version"], text=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        return f"nvcc does not run: {error}"
+    release = text.split("release ")[1].split(",")[0]
+    if release.split(".")[0] != torch.version.cuda.split(".")[0]:
+        return f"nvcc is CUDA {release}, PyTorch was built with {torch.version.cuda}"
+    return None
+
+
+class BuildKernels(BuildExtension):
+    """Objects of each library in a folder of their own: both compile the same bindings."""
+
+    def build_extension(self, ext) -> None:
+        base = self.build_temp
+        self.build_temp = os.path.join(base, ext.name)
+        try:
+            super().build_extension(ext)
+        finally:
+            self.build_temp = base
+
+
+def extensions() -> list:
+    def sources(*patterns: str) -> list[str]:
+        return sorted(str(p.relative_to(ROOT)) for pattern in patterns for p in ROOT.glob(pattern))
+
+    common = dict(include_dirs=[str(ROOT / "csrc")], py_limited_api=True)
+    cxx = ["-O3", "-std=c++20", "-Wall", "-fvisibility=hidden"]
+    if torch_version() >= (2, 10):
+        cxx.append("-DTORCH_TARGET_VERSION=0x020a000000000000")
+    link = []
+    sanitizer = os.environ.get("ZOO_SANITIZE")
+    if sanitizer:
+        flags = [f"-fsanitize={sanitizer}", "-fno-omit-frame-pointer", "-g"]
+        cxx, link = cxx + flags, flags
+    built = [
+        CppExtension(
+            "zoo._C",
+            sources("csrc/ops.cpp", "csrc/*/cpu*.cpp", "csrc/*/binding.cpp"),
+            extra_compile_args={"cxx": cxx},
+            extra_link_args=link,
+            **common,
+        )
+    ]
+    obstacle = cuda_obstacle()
+    if obstacle is None:
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_CUDA_ARCHS)
+        flags = [flag for flag in cxx if flag.startswith("-D")] + ["-DZOO_CUDA"]
+        built.append(
+            CUDAExtension(
+                "zoo._C_cuda",
+                sources("csrc/*/cuda*.cu", "csrc/*/binding.cpp"),
+                extra_compile_args={
+                    "cxx": [*cxx, "-DZOO_CUDA", "-DUSE_CUDA"],
+                    "nvcc": ["-O3", "-std=c++20", "--expt-relaxed-constexpr", *flags],
+                },
+                **common,
+            )
+        )
+        print(f"ssm-zoo: CPU and CUDA kernels for {os.environ['TORCH_CUDA_ARCH_LIST']}")
+    elif os.environ.get("ZOO_CUDA") == "1":
+        raise SystemExit(f"ssm-zoo: ZOO_CUDA=1, but the CUDA kernels cannot be built: {obstacle}")
+    else:
+        print(f"ssm-zoo: CPU kernels only; no CUDA kernels: {obstacle}")
+    return built
+
+
+setup(
+    ext_modules=extensions(),
+    cmdclass={"build_ext": BuildKernels},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+)

@@ -1,0 +1,72 @@
+"""The compiled kernels behind ``zoo.ops``: where they are, what was built, what answers without them."""
+
+from __future__ import annotations
+
+import ast
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+_SCHEMAS = Path(__file__).with_name("schemas.inc")
+
+#: Device type -> why its compiled kernels cannot be used; a device that is absent here has kernels.
+unavailable: dict[str, str] = {}
+
+_library = torch.library.Library("zoo", "FRAGMENT")
+_warned: set[str] = set()
+
+
+def schemas() -> list[str]:
+    """Schemas of all ops. C++ includes the same file, so that there is one list."""
+    return list(ast.literal_eval(f"[{_SCHEMAS.read_text()}]"))
+
+
+def _load(stem: str) -> str | None:
+    """Load ``zoo/<stem>*.so``; the reason if that is not possible."""
+    files = sorted(_PACKAGE.glob(f"{stem}.*so")) + sorted(_PACKAGE.glob(f"{stem}.*pyd"))
+    if not files:
+        return "not built"
+    try:
+        torch.ops.load_library(str(files[0]))
+    except OSError as error:
+        return f"{files[0].name} cannot be loaded: {error}"
+    return None
+
+
+def _load_all() -> None:
+    if reason := _load("_C"):
+        unavailable["cpu"] = reason
+        for schema in schemas():
+            _library.define(schema)
+    if reason := _load("_C_cuda"):
+        unavailable["cuda"] = reason
+
+
+def _warn_once(device: str) -> None:
+    if device in _warned:
+        return
+    _warned.add(device)
+    reason = unavailable.get(device, f"there are none for '{device}'")
+    warnings.warn(
+        f"zoo.ops answers with its PyTorch reference, which is correct but slow: no compiled kernels "
+        f"on '{device}' ({reason}). Build them with `pip install --no-build-isolation .` "
+        "in the source folder of ssm-zoo.",
+        stacklevel=4,
+    )
+
+
+def register_reference(name: str, reference: Callable) -> None:
+    """Let ``reference`` answer ``zoo::<name>`` on every device that has no compiled kernel."""
+
+    def answer(*args):
+        tensor = next(a for a in args if isinstance(a, torch.Tensor))
+        _warn_once(tensor.device.type)
+        return reference(*args)
+
+    _library.impl(name, answer, "CompositeExplicitAutograd")
+
+
+_load_all()
