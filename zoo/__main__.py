@@ -1,0 +1,41 @@
+"""``zoo train ...`` is ``python -m zoo.train ...``, and so for every command."""
+
+from __future__ import annotations
+
+import sys
+from difflib import get_close_matches
+from importlib import import_module
+
+from zoo.command import command
+from zoo.errors import ZooError
+
+COMMANDS = {
+    "train": "train a recipe, test the best checkpoint, draw pictures",
+    "evaluate": "measure a run, a checkpoint, or published weights",
+    "predict": "apply a trained model to files of your own",
+    "list": "show systems, models with their parameter counts, and recipes",
+    "convert": "turn a checkpoint into another format",
+    "prove": "check a paper's claim on a small scale",
+    "info": "say what is installed, and which kernels are in use",
+    "bench": "time the kernels against their peers",
+}
+
+
+@command
+def main(argv: list[str]) -> int:
+    """Run one command; its module is imported only then."""
+    name, *rest = argv or ["--help"]
+    if name in ("-h", "--help"):
+        print("usage: zoo COMMAND ...   (zoo COMMAND --help says more)\n")
+        for known, what in COMMANDS.items():
+            print(f"  {known:<10}{what}")
+        return 0
+    if name not in COMMANDS:
+        close = get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(COMMANDS)}"
+        raise ZooError(f"zoo: there is no command {name!r}; {hint}")
+    return import_module(f"zoo.{name}").main(rest)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,181 @@
+"""From a recipe to objects: the one place that knows YAML.
+
+A recipe has the groups of LightningCLI: ``seed_everything``, ``trainer`` (arguments of Lightning's
+Trainer), ``model`` (a task of ``zoo.tasks``) and ``data`` (a data module of ``zoo.data``), these
+two by ``class_path`` and ``init_args``; and ``checkpoint`` (:class:`zoo.runs.Checkpoints`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from pydoc import locate
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from zoo.data import DataModule
+from zoo.errors import ZooError
+from zoo.recipe_errors import explain, suggest
+from zoo.runs import Checkpoints
+from zoo.tasks import Task
+
+#: Groups of a recipe whose keys are the arguments of a class.
+GROUPS = {"trainer": pl.Trainer, "checkpoint": Checkpoints}
+#: What differs from Lightning's own defaults; a recipe may say otherwise.
+TRAINER_DEFAULTS = {
+    "trainer.logger": False,
+    "trainer.enable_model_summary": False,
+    "trainer.num_sanity_val_steps": 0,
+    "trainer.log_every_n_steps": 10,
+    # the data modules share the samples out themselves
+    "trainer.use_distributed_sampler": False,
+}
+
+
+class Recipe:
+    """A recipe with overrides, parsed and checked; nothing is built yet.
+
+    Args:
+        path: the YAML file.
+        overrides: ``--a.b value`` arguments.
+        shown_as: what messages call the file, if not by its path.
+
+    Raises:
+        ZooError: in one line: the file or option, the key, what was expected.
+    """
+
+    def __init__(
+        self, path: Path, overrides: Sequence[str] = (), shown_as: str | None = None
+    ) -> None:
+        self.shown_as = shown_as or str(path)
+        self._check_groups(path)
+        parser = _parser("model", "data")
+        try:
+            self.config = parser.parse_args(["--config", str(path), *overrides])
+        except argparse.ArgumentError as error:
+            raise ZooError(explain(str(error), self.shown_as, overrides, GROUPS)) from error
+        self.text = parser.dump(self.config, skip_link_targets=True)
+
+    @classmethod
+    def from_text(cls, text: str, overrides: Sequence[str], shown_as: str) -> Recipe:
+        """A recipe that a checkpoint holds."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "recipe.yaml"
+            path.write_text(text)
+            return cls(path, overrides, shown_as)
+
+    def build(self) -> tuple[Task, DataModule]:
+        """Seed everything, then build the task and the data module."""
+        pl.seed_everything(self.config.seed_everything, verbose=False)
+        return _build(self.config.model), _build(self.config.data)
+
+    def build_checkpoints(self) -> Checkpoints:
+        """The callback that writes checkpoints; only training has one."""
+        return self._build_group("checkpoint")
+
+    def build_trainer(self, callbacks: Sequence[pl.Callback] = (), **settings: Any) -> pl.Trainer:
+        """The recipe's trainer, with what a command adds to it."""
+        given = {**self._build_group("trainer"), **settings}
+        given["callbacks"] = [*(given["callbacks"] or []), *callbacks]
+        if given["enable_progress_bar"] is not False and not any(
+            isinstance(callback, ProgressBar) for callback in given["callbacks"]
+        ):
+            given["callbacks"].append(Progress())
+        try:
+            return pl.Trainer(**given)
+        except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
+            raise ZooError(f"{self.shown_as}: trainer: {error}") from error
+
+    def _build_group(self, name: str) -> Any:
+        return _parser().instantiate_classes(Namespace({name: self.config[name]}))[name]
+
+    def _check_groups(self, path: Path) -> None:
+        """What jsonargparse would say badly or not at all."""
+        try:
+            content = yaml.safe_load(path.read_text())
+        except FileNotFoundError:
+            raise ZooError(f"{path} does not exist, expected a recipe (.yaml)") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise ZooError(f"{path} cannot be read as a recipe: {error}") from error
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            line = f", line {mark.line + 1}" if mark else ""
+            problem = getattr(error, "problem", None) or "cannot be parsed"
+            raise ZooError(f"{self.shown_as}{line}: not valid YAML, {problem}") from error
+        if not isinstance(content, dict):
+            raise ZooError(f"{self.shown_as}: expected a recipe with model, data and trainer")
+        known = ["seed_everything", "model", "data", *GROUPS]
+        for key in content:
+            if key not in known:
+                raise ZooError(f"{self.shown_as}: {key}: no such key; {suggest(str(key), known)}")
+        for group in ("model", "data"):
+            keys = ("class_path", "init_args")
+            value = content.get(group)
+            if not isinstance(value, dict) or "class_path" not in value:
+                raise ZooError(f"{self.shown_as}: {group}: expected class_path and init_args")
+            for key in value:
+                if key not in keys:
+                    raise ZooError(
+                        f"{self.shown_as}: {group}.{key}: no such key; {suggest(str(key), keys)}"
+                    )
+
+
+class Progress(RichProgressBar):
+    """Lightning's bar without the loggers' version."""
+
+    def get_metrics(self, *args: Any) -> dict[str, Any]:
+        """What stands behind the bar."""
+        return {k: v for k, v in super().get_metrics(*args).items() if k != "v_num"}
+
+
+def quiet() -> None:
+    """Leave out what Lightning says about itself; errors and our own lines stay."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
+    for message in (
+        ".*does not have many workers.*",
+        ".*not resumable.*",
+        ".*smaller than the logging interval.*",
+        ".*LeafSpec.*",
+        ".*lr_scheduler.step.*before.*optimizer.step.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+    torch.set_float32_matmul_precision("high")
+
+
+def _parser(*by_class_path: str) -> ArgumentParser:
+    """Parser of all groups of a recipe, or of those whose class is fixed."""
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--config", action=ActionConfigFile)
+    parser.add_argument("--seed_everything", type=int, default=0)
+    for name, base in (("model", Task), ("data", DataModule)):
+        if name in by_class_path:
+            parser.add_subclass_arguments(base, name, required=True)
+    parser.add_class_arguments(
+        pl.Trainer, "trainer", instantiate=False, fail_untyped=False, sub_configs=True
+    )
+    parser.add_class_arguments(Checkpoints, "checkpoint")
+    parser.set_defaults(TRAINER_DEFAULTS)
+    if "data" in by_class_path:
+        parser.link_arguments("seed_everything", "data.init_args.seed")
+    return parser
+
+
+def _build(config: Namespace) -> Any:
+    """Build an object from ``class_path`` and ``init_args``.
+
+    jsonargparse would build it while it tries the types of an argument, and bury its errors.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(locate(config.class_path), "it", fail_untyped=False)
+    return parser.instantiate_classes(Namespace(it=config.init_args)).it

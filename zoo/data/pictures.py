@@ -1,0 +1,75 @@
+"""Pictures as people have them (any mode, depth and orientation) -> 8-bit RGB."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from zoo.errors import ZooError
+
+#: File endings that are taken for pictures, lower case: what Pillow reads everywhere.
+PICTURE_SUFFIXES = frozenset(
+    [".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"]
+)
+
+
+def read_picture(path: Path) -> Image.Image:
+    """Read a picture file as 8-bit RGB, upright.
+
+    Raises:
+        ZooError: the file is missing, no picture, or broken; the message names it.
+    """
+    try:
+        with Image.open(path) as picture:
+            return to_rgb(picture)
+    except FileNotFoundError:
+        raise ZooError(f"{path}: no such file, expected a picture") from None
+    except ZooError as error:
+        raise ZooError(f"{path}: {error}") from error
+    except Image.DecompressionBombError as error:
+        raise ZooError(f"{path}: {error}") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        # Pillow's own messages repeat the path or speak of its internals
+        size = Path(path).stat().st_size if Path(path).is_file() else 0
+        what = "an empty file" if size == 0 else "not a readable picture, or a broken one"
+        raise ZooError(
+            f"{path}: {what} ({size:,} bytes), expected a picture such as PNG or JPEG"
+        ) from error
+
+
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """Turn a picture upright (EXIF) and into 8-bit RGB; transparent parts become white.
+
+    16-bit pictures are scaled by their full range, float ones from 0..1 (or 0..255).
+    """
+    picture.load()
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I") or picture.mode == "F":
+        picture = Image.fromarray(_to_8_bit(np.asarray(picture)))
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture)
+    return picture.convert("RGB")
+
+
+def find_pictures(folder: Path) -> list[Path]:
+    """All pictures in a folder and below, sorted by path; told by their endings alone."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file()
+    )
+
+
+def _to_8_bit(values: np.ndarray) -> np.ndarray:
+    low, high = float(values.min()), float(values.max())
+    if not np.isfinite(low + high) or low < 0 or high > 65535:
+        raise ZooError(f"values from {low:g} to {high:g}, expected 0..65535, or 0..1 for floats")
+    if np.issubdtype(values.dtype, np.floating):
+        scale = 255.0 if high <= 1 else 1.0 if high <= 255 else 1 / 257
+    else:
+        scale = 1 / 257
+    return np.round(values * scale).astype(np.uint8)

@@ -1,0 +1,126 @@
+"""jsonargparse's nested error reports as one line: where, which key, what was expected."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from pydoc import locate
+
+from jsonargparse import ArgumentParser
+
+_KEY = re.compile(r'Parser key "([^"]+)":(.*)')
+_CLASS = re.compile(r"Problem with given class_path '([^']+)'")
+_UNKNOWN = re.compile(r"Option '([^']+)' is not accepted")
+_UNKNOWN_IN_GROUP = re.compile(r"Group '([^']+)' does not accept option '([^']+)'")
+_UNRECOGNIZED = re.compile(r"unrecognized arguments: (\S+)")
+_NO_VALUE = re.compile(r"argument (\S+): expected one argument")
+_MISSING = re.compile(r"the following arguments are required: (.+)")
+_EXPECTED = re.compile(r"Expected (?:an? )?(.+?)(?:[.] Got value: (.*))?$")
+_GIVEN = re.compile(r"Given value: (.*)")
+
+
+def keys_of(cls: type) -> list[str]:
+    """Keys that a class takes in a recipe; those of its settings with a dot."""
+    return ArgumentParser(exit_on_error=False).add_class_arguments(cls, fail_untyped=False)
+
+
+def suggest(key: str, known: Iterable[str]) -> str:
+    """``did you mean ...?``, or all that is known."""
+    known = sorted(set(known))
+    close = get_close_matches(key, known, n=3, cutoff=0.6)
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    return f"expected one of {', '.join(known)}"
+
+
+def explain(report: str, recipe: str, overrides: Sequence[str], groups: dict[str, type]) -> str:
+    """One line for a parse error.
+
+    Args:
+        report: jsonargparse's text.
+        recipe: name of the recipe file, for the message.
+        overrides: arguments of the command line; an error in one of these is said to be there.
+        groups: top-level groups with a class of their own.
+    """
+    path: list[str] = []
+    cls: type | None = None
+    reasons: list[str] = []
+    given: str | None = None
+    for line in map(str.strip, report.splitlines()):
+        line = line.removeprefix("- ")
+        if found := _KEY.match(line):
+            path += found[1].split(".")
+            cls = groups.get(path[0], cls) if len(path) <= 2 else cls
+            if found[2].strip():
+                reasons.append(found[2].strip())
+        elif found := _CLASS.match(line):
+            cls = locate(found[1])
+            if cls is None:
+                path.append("class_path")
+                given = found[1]
+            elif not dataclasses.is_dataclass(cls):
+                path.append("init_args")
+        elif found := _UNKNOWN.match(line) or _UNRECOGNIZED.match(line):
+            path += found[1].removeprefix("--").partition("=")[0].split(".")
+            return _unknown(path, cls, recipe, overrides, groups)
+        elif found := _UNKNOWN_IN_GROUP.match(line):
+            path += [*found[1].split("."), found[2]]
+            return _unknown(path, cls, recipe, overrides, groups)
+        elif found := _NO_VALUE.match(line):
+            return f"{found[1]}: a value is missing behind it"
+        elif found := _MISSING.match(line):
+            path.append(found[1])
+            return f"{_where(path, recipe, overrides)}: missing, it must be set"
+        elif "has no attribute" in line or "No module named" in line:
+            break
+        elif found := _EXPECTED.match(line):
+            reasons.append(f"expected {_type_name(found[1])}")
+            given = given or found[2]
+        elif found := _GIVEN.match(line):
+            # the innermost value comes first, the whole group later
+            given = given or found[1]
+            break
+    if path and path[-1] == "class_path":
+        reasons = ["cannot be imported"]
+    if not path:
+        return f"{recipe}: {' '.join(report.split())}"
+    value = f"{given!r} given, " if given is not None else ""
+    expected = " or ".join(dict.fromkeys(r.removeprefix("expected ") for r in reasons))
+    stated = "" if "cannot" in expected else "expected "
+    return f"{_where(path, recipe, overrides)}: {value}{stated}{expected or 'something else'}"
+
+
+def _unknown(
+    path: list[str],
+    cls: type | None,
+    recipe: str,
+    overrides: Sequence[str],
+    groups: dict[str, type],
+) -> str:
+    """An unknown key at the end of ``path``, inside ``cls`` if any."""
+    known: Iterable[str] = ()
+    if path[0] not in groups and cls is None:
+        path, known = path[:1], ["seed_everything", "model", "data", *groups]
+    elif cls := cls or groups.get(path[0]):
+        known = (key for key in keys_of(cls) if "." not in key)
+    return f"{_where(path, recipe, overrides)}: no such key; {suggest(path[-1], known)}"
+
+
+def _where(path: list[str], recipe: str, overrides: Sequence[str]) -> str:
+    """The key, with the file it stands in, or as an option if the command line has it."""
+    key = ".".join(path)
+    short = key.replace(".init_args", "")
+    for option in overrides:
+        name = option.removeprefix("--").partition("=")[0]
+        if name in (key, short):
+            return option.partition("=")[0]
+    return f"{recipe}: {key}"
+
+
+def _type_name(text: str) -> str:
+    """``<class 'NoneType'>`` -> null, ``<class 'int'>`` -> int."""
+    found = re.fullmatch(r"<class '(.+)'>", text)
+    name = found[1] if found else text
+    return {"NoneType": "null"}.get(name, name.rpartition(".")[2] if found else name)

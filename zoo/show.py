@@ -1,0 +1,55 @@
+"""What commands print: lines and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+
+@rank_zero_only
+def say(line: str) -> None:
+    """One line for the user, from the main process."""
+    Console(soft_wrap=True, highlight=False).print(line, markup=False)
+
+
+def count(model: nn.Module) -> str:
+    """Number of parameters, short: ``22.9 M``."""
+    return short_count(sum(p.numel() for p in model.parameters()))
+
+
+def short_count(number: int) -> str:
+    """``22893448`` -> ``22.9 M``."""
+    for size, unit in ((10**9, " G"), (10**6, " M"), (10**3, " k")):
+        if number >= size:
+            value = number / size
+            digits = 2 if value < 10 else 1 if value < 100 else 0
+            return f"{value:.{digits}f}{unit}"
+    return str(number)
+
+
+def print_table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], right: Sequence[str] = ()
+) -> None:
+    """A table; ``right`` names the columns that are flush right."""
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="")
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(str, row))
+    Console(highlight=False).print(table)
+
+
+def print_metrics(title: str, metrics: Mapping[str, float], where: Path) -> None:
+    """The result of a run; accuracies in percent."""
+    rows = []
+    for name, value in sorted(metrics.items()):
+        percent = "acc" in name.rpartition("/")[2]
+        rows.append((name, f"{value:.2%}" if percent else f"{value:.4f}"))
+    print_table(title, ("metric", "value"), rows, right=("value",))
+    say(f"everything is in {where}")

@@ -1,0 +1,256 @@
+"""What every task shares: optimizer, schedule, averaged weights, and what a checkpoint keeps."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import lightning.pytorch as pl
+import torch
+from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_groups_weight_decay
+from timm.scheduler import create_scheduler_v2
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from zoo.data import DataModule
+from zoo.errors import ZooError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass
+class OptimizerSettings:
+    """Optimizer and parameter groups, built by timm.
+
+    Args:
+        opt: timm's name of the optimizer.
+        lr: learning rate for ``lr_batch_size`` samples per step; the rate in use is
+            ``lr * batch / lr_batch_size``. With ``lr_batch_size: null`` it is ``lr`` itself.
+        weight_decay: for all parameters but biases, those with one dimension, those the model lists
+            in ``no_weight_decay()``, and names that match a pattern of ``no_decay``.
+        layer_decay: factor of the learning rate from each layer to the one below it.
+        betas, eps: of Adam and its like; None leaves the optimizer's own.
+        momentum: of SGD and its like.
+    """
+
+    opt: str = "adamw"
+    lr: float = 5e-4
+    lr_batch_size: int | None = 512
+    weight_decay: float = 0.05
+    no_decay: list[str] = field(default_factory=list)
+    layer_decay: float | None = None
+    betas: tuple[float, float] | None = None
+    eps: float | None = None
+    momentum: float = 0.9
+
+
+@dataclass
+class ScheduleSettings:
+    """Learning rate over the run, in epochs, set before every step; timm's schedulers.
+
+    Args:
+        sched: timm's name of the schedule; ``constant`` keeps the rate after the warm-up.
+        warmup_epochs: linear rise from ``warmup_lr``; the schedule runs on below it.
+        warmup_lr, min_lr: as they are, not scaled with the batch.
+    """
+
+    sched: Literal["cosine", "tanh", "poly", "constant"] = "cosine"
+    warmup_epochs: float = 5.0
+    warmup_lr: float = 1e-6
+    min_lr: float = 1e-5
+
+
+class Task(pl.LightningModule, ABC):
+    """A model with its loss, metrics, optimizer and pictures.
+
+    A subclass builds its parts in ``configure_models``, ``configure_losses`` and
+    ``configure_metrics``, and implements ``training_step``, ``validation_step``, ``test_step``.
+    What it logs is named ``train/...``, ``val/...``, ``test/...``.
+
+    Args:
+        optimizer, schedule: see their classes.
+        ema_decay: weight of the past in the moving average of the weights, which is then what
+            validation, test and ``best.ckpt`` use; None: no average.
+        ema_warmup: let the decay rise to ``ema_decay``, for short runs.
+    """
+
+    #: Metric that picks the best checkpoint, and whether more or less of it is better.
+    monitor: ClassVar[str]
+    monitor_mode: ClassVar[Literal["min", "max"]]
+
+    model: nn.Module
+
+    def __init__(
+        self,
+        optimizer: OptimizerSettings | None = None,
+        schedule: ScheduleSettings | None = None,
+        ema_decay: float | None = None,
+        ema_warmup: bool = False,
+    ) -> None:
+        super().__init__()
+        self.optimizer_settings = optimizer or OptimizerSettings()
+        self.schedule_settings = schedule or ScheduleSettings()
+        self.ema_decay, self.ema_warmup = ema_decay, ema_warmup
+        self.ema: ModelEmaV3 | None = None
+        self.train_loss = MeanMetric()
+        self.configure_models()
+        self.configure_losses()
+        self.configure_metrics()
+
+    @abstractmethod
+    def configure_models(self) -> None:
+        """Set ``self.model``."""
+
+    @abstractmethod
+    def configure_losses(self) -> None:
+        """Set the losses."""
+
+    @abstractmethod
+    def configure_metrics(self) -> None:
+        """Set the metrics."""
+
+    def check_data(self, data: DataModule) -> None:
+        """Raise :class:`ZooError` if the data do not fit the task; called when both are set up."""
+
+    def figures(self) -> dict[str, Figure]:
+        """Pictures of the last test, by file name without ending."""
+        return {}
+
+    @abstractmethod
+    def predict_files(
+        self, files: Sequence[Path], data: DataModule, folder: Path
+    ) -> list[dict[str, Any]]:
+        """Apply the task to files and write pictures of the results into ``folder``.
+
+        Returns:
+            a row for each file, with the same columns.
+        """
+
+    @property
+    def eval_model(self) -> nn.Module:
+        """The model that is judged: the averaged one where there is one."""
+        return self.model if self.ema is None else self.ema.module
+
+    # training
+
+    def setup(self, stage: str) -> None:
+        """Check the data against the task; start the weight average."""
+        if self.trainer.datamodule is not None:
+            self.check_data(self.trainer.datamodule)
+        if stage == "fit" and self.ema_decay is not None and self.ema is None:
+            self.ema = ModelEmaV3(self.model, self.ema_decay, use_warmup=self.ema_warmup)
+            self.ema.requires_grad_(False)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Optimizer and schedule from their settings and the size of a step."""
+        settings, plan = self.optimizer_settings, self.schedule_settings
+        lr = settings.lr
+        if settings.lr_batch_size is not None:
+            batch = self.trainer.datamodule.batch_size * self.trainer.accumulate_grad_batches
+            lr = lr * batch / settings.lr_batch_size
+        given = {"betas": settings.betas, "eps": settings.eps}
+        optimizer = create_optimizer_v2(
+            self._parameter_groups(),
+            opt=settings.opt,
+            lr=lr,
+            momentum=settings.momentum,
+            **{name: value for name, value in given.items() if value is not None},
+        )
+        steps = self.trainer.estimated_stepping_batches
+        if steps == float("inf"):
+            raise ZooError(
+                "trainer.max_epochs or trainer.max_steps must be set: schedules need an end"
+            )
+        per_epoch = -(-self.trainer.num_training_batches // self.trainer.accumulate_grad_batches)
+        scheduler, _ = create_scheduler_v2(
+            optimizer,
+            sched="cosine" if plan.sched == "constant" else plan.sched,
+            num_epochs=int(steps),
+            min_lr=lr if plan.sched == "constant" else plan.min_lr,
+            warmup_lr=plan.warmup_lr,
+            warmup_epochs=round(plan.warmup_epochs * per_epoch),
+            step_on_epochs=False,
+            updates_per_epoch=1,
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        settings = self.optimizer_settings
+        listed = getattr(self.model, "no_weight_decay", set)()
+        keep = [*listed, *settings.no_decay]
+        if settings.layer_decay is None:
+            return param_groups_weight_decay(self.model, settings.weight_decay, keep)
+        return param_groups_layer_decay(
+            self.model, settings.weight_decay, keep, layer_decay=settings.layer_decay
+        )
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Timm's schedulers want the number of updates."""
+        scheduler.step_update(self.global_step)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """One update of the weights, then of their average."""
+        super().optimizer_step(*args, **kwargs)
+        if self.ema is not None:
+            self.ema.update(self.model, step=self.global_step)
+
+    def log_loss(self, loss: Tensor, batch_size: int) -> Tensor:
+        """Keep the training loss for the epoch's mean, write it now and then; returns it.
+
+        Raises:
+            ZooError: it is not finite.
+        """
+        if not torch.isfinite(loss):
+            lr = self.trainer.optimizers[0].param_groups[0]["lr"]
+            raise ZooError(
+                f"the training loss became {float(loss):g} in epoch {self.current_epoch}, step "
+                f"{self.global_step} (learning rate {lr:.3g}); the last checkpoint is from before. "
+                "Lower --model.init_args.optimizer.lr, raise schedule.warmup_epochs, or set "
+                "--trainer.gradient_clip_val"
+            )
+        self.train_loss.update(loss.detach(), batch_size)
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+            groups = self.trainer.optimizers[0].param_groups
+            self.log("lr", max(group["lr"] for group in groups))
+            self.log("train/loss_step", loss.detach(), sync_dist=True)
+        self.log("loss", loss.detach(), prog_bar=True, logger=False)
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Write the epoch's mean loss."""
+        self.log("train/loss", self.train_loss.compute())
+        self.train_loss.reset()
+
+    # checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Without optimizer, keep one set of weights under ``model.``: the judged one."""
+        if "optimizer_states" not in checkpoint:
+            checkpoint["state_dict"] = {
+                f"model.{name}": value
+                for name, value in judged_weights(checkpoint["state_dict"]).items()
+            }
+
+    def load_weights(self, checkpoint: Mapping[str, Any]) -> None:
+        """Take the judged weights of a checkpoint; the average, if there is one, ends here."""
+        self.ema = None
+        self.model.load_state_dict(judged_weights(checkpoint["state_dict"]))
+
+
+def judged_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights that validation used, without prefix: averaged ones if there are any."""
+    averaged = any(name.startswith("ema.module.") for name in state_dict)
+    prefix = "ema.module." if averaged else "model."
+    return {
+        name.removeprefix(prefix): value
+        for name, value in state_dict.items()
+        if name.startswith(prefix)
+    }

@@ -1,0 +1,134 @@
+"""``python -m zoo.train RECIPE.yaml [--a.b VALUE] [--resume [RUN]] [--ckpt_path FILE]``.
+
+Trains, tests the best checkpoint, prints the result and leaves everything in
+``runs/<recipe>/<time>``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from zoo.cli import Recipe, quiet
+from zoo.command import Interrupted, command
+from zoo.errors import ZooError
+from zoo.runs import (
+    CheckpointFiles,
+    MetricsTable,
+    RunFolder,
+    latest_run,
+    new_run_path,
+    read_checkpoint,
+    recipe_name,
+)
+from zoo.runs.folder import LAST
+from zoo.show import count, print_metrics, say
+
+
+def _arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="zoo train",
+        allow_abbrev=False,
+        description="Train a recipe, test the best checkpoint, draw pictures.",
+        epilog="Every value of the recipe can be set: --trainer.max_epochs 5, "
+        "--data.init_args.batch_size 32; --print_config shows them all.",
+    )
+    parser.add_argument("recipe", nargs="?", type=Path, help="recipe file (.yaml)")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="RUN",
+        help="go on with the latest run of the recipe, or with the run in folder RUN",
+    )
+    parser.add_argument("--ckpt_path", type=Path, metavar="FILE", help="go on from this checkpoint")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where runs are kept")
+    return parser
+
+
+@command
+def main(argv: list[str]) -> int:
+    """Train as the command line says."""
+    arguments, overrides = _arguments().parse_known_args(argv)
+    if arguments.resume and arguments.recipe is None and arguments.resume.endswith(".yaml"):
+        arguments.recipe, arguments.resume = Path(arguments.resume), ""
+    run, checkpoint = _continued(arguments)
+    if checkpoint is None:
+        if arguments.recipe is None:
+            raise ZooError(
+                "which recipe? usage: zoo train RECIPE.yaml [--a.b VALUE]; zoo list shows them"
+            )
+        recipe, name = Recipe(arguments.recipe, overrides), recipe_name(arguments.recipe)
+    else:
+        header = read_checkpoint(checkpoint)["zoo"]
+        recipe, name = (
+            Recipe.from_text(header["recipe"], overrides, str(checkpoint)),
+            header["name"],
+        )
+    train(recipe, name, run or new_run_path(arguments.runs, name), checkpoint)
+    return 0
+
+
+def _continued(arguments: argparse.Namespace) -> tuple[Path | None, Path | None]:
+    """The run to go on with, and the checkpoint to start from, if any."""
+    run = None
+    if arguments.resume is not None:
+        if arguments.resume:
+            run = Path(arguments.resume)
+        elif arguments.recipe is not None:
+            run = latest_run(arguments.runs, recipe_name(arguments.recipe))
+        else:
+            raise ZooError("--resume: of which recipe? Give the recipe, or the folder of the run")
+        if not (run / LAST).is_file() and arguments.ckpt_path is None:
+            raise ZooError(f"--resume: {run} has no {LAST} to go on from")
+        return run, arguments.ckpt_path or run / LAST
+    return None, arguments.ckpt_path
+
+
+def train(
+    recipe: Recipe, name: str, folder: Path, checkpoint: Path | None = None
+) -> dict[str, float]:
+    """Fit, test the best checkpoint, draw.
+
+    Args:
+        recipe: what to run.
+        name: of the recipe, for titles and for runs to be found by.
+        folder: of the run.
+        checkpoint: where to go on from.
+
+    Returns:
+        the test's metrics.
+    """
+    quiet()
+    task, data = recipe.build()
+    data.setup("fit")  # whatever is wrong with the data is said before anything is written
+    table = MetricsTable(folder / "metrics.csv")
+    step = read_checkpoint(checkpoint)["global_step"] if checkpoint else None
+    checkpoints = recipe.build_checkpoints()
+    checkpoints.connect(folder, table)
+    trainer = recipe.build_trainer(
+        logger=[table, TensorBoardLogger(folder, "", "tensorboard", purge_step=step)],
+        plugins=[CheckpointFiles(recipe.text, name)],
+        callbacks=[RunFolder(folder, recipe.text, name, table), checkpoints],
+    )
+    say(
+        f"{name} -> {folder}: {type(task).__name__}, {count(task.model)} parameters, "
+        f"{len(data.source('train')):,} training and {len(data.source('val')):,} validation samples"
+        + (f", from step {step:,}" if step else "")
+    )
+    try:
+        trainer.fit(task, datamodule=data, ckpt_path=checkpoint)
+    except SystemExit:  # Lightning's answer to Ctrl-C
+        raise Interrupted(f"stopped; go on with: python -m zoo.train --resume {folder}") from None
+    task.load_weights(read_checkpoint(checkpoints.best_path))
+    metrics = trainer.test(task, datamodule=data, verbose=False)[0]
+    if trainer.is_global_zero:
+        print_metrics(f"{name}: test of the best checkpoint", metrics, checkpoints.folder)
+    return metrics
+
+
+if __name__ == "__main__":
+    sys.exit(main())
