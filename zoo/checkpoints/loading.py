@@ -1,0 +1,367 @@
+"""Bringing weights into a model: all of them or none, and a word about each that did not fit."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zoo.checkpoints.sources import locate
+from zoo.checkpoints.state_dict import open_state_dict
+from zoo.errors import ZooError
+
+log = logging.getLogger("zoo")
+
+#: What wrappers put before every name; taken off only when the names then fit the model better.
+PREFIXES = ("module.", "model.", "backbone.", "_orig_mod.", "encoder.", "net.")
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What :func:`load_pretrained` did.
+
+    Attributes:
+        source: the checkpoint.
+        place: the dictionary in the file that was taken, ``""`` for the file itself.
+        prefix: what was taken off the names.
+        loaded: parameters and buffers that now have the checkpoint's values.
+        head: parameters of the classifier that keep the model's own values, because the
+            checkpoint's is for another number of classes.
+        missing: parameters and buffers that the checkpoint lacks (``strict=False`` only).
+        unexpected: names in the checkpoint that the model lacks: of its classifier if the model has
+            none, else with ``strict=False`` only.
+        mismatched: name -> shape in the checkpoint, shape in the model, as text, with the dtype
+            where that is what differs (``strict=False`` only).
+        converted: ``"float16 -> float32"`` -> number of tensors whose dtype was changed.
+    """
+
+    source: str
+    place: str = ""
+    prefix: str = ""
+    loaded: tuple[str, ...] = ()
+    head: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    mismatched: dict[str, tuple[str, str]] = field(default_factory=dict)
+    converted: dict[str, int] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        origin = self.source + (f" [{self.place}]" if self.place else "")
+        lines = [f"{len(self.loaded)} tensors from {origin}"]
+        if self.prefix:
+            lines.append(f"prefix '{self.prefix}' taken off")
+        if self.converted:
+            lines.append(", ".join(f"{n} x {what}" for what, n in self.converted.items()))
+        if self.head:
+            lines.append(f"classifier not loaded, it keeps its own values: {_some(self.head)}")
+        if self.missing:
+            lines.append(f"not in the checkpoint: {_some(self.missing)}")
+        if self.unexpected:
+            lines.append(f"not in the model: {_some(self.unexpected)}")
+        if self.mismatched:
+            lines.append(f"other shapes (checkpoint / model): {_pairs(self.mismatched)}")
+        return "; ".join(lines)
+
+
+def load_pretrained(
+    model: nn.Module,
+    source: str | os.PathLike[str],
+    *,
+    key: str | None = None,
+    strict: bool = True,
+    sha256: str | None = None,
+) -> LoadReport:
+    """Load a checkpoint, ours or the authors', into a model.
+
+    The names are adapted in two steps: wrappers' prefixes (``PREFIXES``) are taken off if more
+    names fit then, and ``model.remap_state_dict(state_dict)``, where the model has it, turns
+    foreign names into its own. Then every name and shape must fit. The one exception: a classifier
+    for another number of classes is left out, which is logged; the model names it in ``head_names``
+    (module names), or timm's ``pretrained_cfg["classifier"]``. Tensors take the model's dtype and
+    device; a model on the ``meta`` device gets memory for its parameters on the CPU, one by one.
+
+    Args:
+        model: any module.
+        source, key, sha256: see :func:`zoo.checkpoints.read_state_dict`.
+        strict: False loads what fits and logs the rest as a warning.
+
+    Raises:
+        ZooError: if the checkpoint cannot be read or does not fit; the model is as it was before.
+    """
+    located = locate(source, sha256=sha256)
+    tensors, place = open_state_dict(located, key=key, mmap=True)
+    plan = _Plan(model, tensors, located.name)
+    if plan.problems and (strict or not plan.copies):
+        raise ZooError(plan.complaint())
+    plan.check_values()
+    plan.carry_out()
+    report = LoadReport(
+        source=located.name,
+        place=place,
+        prefix=plan.prefix,
+        loaded=tuple(plan.copies),
+        head=tuple(plan.head),
+        missing=tuple(plan.missing),
+        unexpected=tuple(plan.unexpected + plan.dropped_head),
+        mismatched=plan.mismatched,
+        converted=dict(plan.converted),
+    )
+    partial = plan.problems or plan.head
+    log.log(logging.WARNING if partial else logging.INFO, "%s: %s", type(model).__name__, report)
+    return report
+
+
+def head_names(model: nn.Module) -> tuple[str, ...]:
+    """Module names of a model's classifier; none if it does not say."""
+    named: Any = getattr(model, "head_names", None)
+    if named is None:
+        settings = getattr(model, "pretrained_cfg", None) or {}
+        named = settings.get("classifier") if hasattr(settings, "get") else None
+    get_classifier: Any = getattr(model, "get_classifier", None)
+    if named is None and get_classifier is not None:
+        classifier = get_classifier()
+        found = classifier if isinstance(classifier, tuple | list) else (classifier,)
+        named = [n for n, module in model.named_modules() if any(module is f for f in found)]
+    if callable(named):
+        named = named()
+    return (named,) if isinstance(named, str) else tuple(named or ())
+
+
+class _Plan:
+    """What would be copied where; nothing is changed before all of it is known to fit."""
+
+    def __init__(self, model: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
+        self.model, self.source = model, source
+        self.own: dict[str, Tensor] = {
+            **dict(model.named_parameters(remove_duplicate=False)),
+            **{n: b for n, b in model.named_buffers(remove_duplicate=False)},
+        }
+        persistent = model.state_dict(keep_vars=True).keys()
+        self.unsaved = {n: t for n, t in self.own.items() if n not in persistent}
+        self.own = {n: t for n, t in self.own.items() if n in persistent}
+        self.head: list[str] = []
+        self.dropped_head: list[str] = []
+        self.mismatched: dict[str, tuple[str, str]] = {}
+        self.converted: Counter[str] = Counter()
+        self.prefix, self.given = self._fit_names(tensors)
+        self._compare()
+        self._check_meta()
+
+    # names
+
+    def _fit_names(self, tensors: dict[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
+        best: tuple[int, str, dict[str, Tensor]] | None = None
+        failure: ZooError | None = None
+        for prefix, candidate in _without_prefixes(tensors):
+            try:
+                candidate = self._remap(candidate)
+            except ZooError as error:
+                failure = failure or error
+                continue
+            fitting = sum(name in self.own for name in candidate)
+            if best is None or fitting > best[0]:
+                best = fitting, prefix, candidate
+            if fitting == len(candidate) == len(self.own):
+                break
+        if best is None:
+            assert failure is not None
+            raise failure
+        return best[1:]
+
+    def _remap(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        remap = getattr(self.model, "remap_state_dict", None)
+        if remap is None:
+            return tensors
+        try:
+            return dict(remap(dict(tensors)))
+        except Exception as error:
+            raise ZooError(
+                f"{self.source} is not for {type(self.model).__name__}: its names cannot be mapped "
+                f"({type(error).__name__}: {error})"
+            ) from error
+
+    # shapes
+
+    def _compare(self) -> None:
+        heads = tuple(f"{name}." for name in head_names(self.model))
+        other_classes, unfit_head = set(), False
+        for name, theirs in self.given.items():
+            mine = self.own.get(name)
+            if mine is None or _fits(theirs, mine):
+                continue
+            self.mismatched[name] = _describe(theirs, mine)
+            if name.startswith(heads):
+                if theirs.dim() == mine.dim() >= 1 and theirs.shape[1:] == mine.shape[1:]:
+                    other_classes.add(next(h for h in heads if name.startswith(h)))
+                else:
+                    unfit_head = True
+        # Only the number of classes may differ, and then the whole classifier is left out.
+        if other_classes and not unfit_head:
+            self.head = [n for n in self.own if n.startswith(tuple(other_classes))]
+            for name in self.head:
+                self.mismatched.pop(name, None)
+        self.copies = [
+            n
+            for n in self.given
+            if n in self.own and n not in self.mismatched and n not in self.head
+        ]
+        self.unexpected = [n for n in self.given if n not in self.own]
+        if heads and not any(n.startswith(heads) for n in self.own):
+            self.dropped_head = [n for n in self.unexpected if n.startswith(heads)]
+            self.unexpected = [n for n in self.unexpected if n not in self.dropped_head]
+        filled = {id(self.own[n]) for n in self.copies}
+        self.missing = [
+            n
+            for n, tensor in self.own.items()
+            if n not in self.given and n not in self.head and id(tensor) not in filled
+        ]
+        for name in self.copies:
+            before, after = self.given[name].dtype, self.own[name].dtype
+            if before != after:
+                self.converted[f"{_short(before)} -> {_short(after)}"] += 1
+
+    def _check_meta(self) -> None:
+        lost = [n for n, tensor in self.unsaved.items() if tensor.is_meta]
+        if lost:
+            raise ZooError(
+                f"{type(self.model).__name__} on the meta device has buffers that no checkpoint "
+                f"holds ({_some(lost)}): build it on a real device"
+            )
+        unset = [n for n in self.copies if self.given[n].is_meta]
+        for name in (*unset, *self.head):
+            module = self.model.get_submodule(name.rpartition(".")[0])
+            if self.own[name].is_meta and (
+                name in unset or not hasattr(module, "reset_parameters")
+            ):
+                raise ZooError(
+                    f"{name} would keep its own values, but the model is on the meta device and "
+                    "cannot make them: build it on a real device"
+                )
+
+    @property
+    def problems(self) -> bool:
+        """Whether anything does not fit."""
+        return bool(self.missing or self.unexpected or self.mismatched)
+
+    def complaint(self) -> str:
+        """What does not fit, and what would help."""
+        name, total = type(self.model).__name__, len(self.own)
+        parts = [
+            f"{self.source} does not fit {name}: {len(self.copies)} of its {total} tensors would"
+        ]
+        if self.mismatched:
+            parts.append(f"other shapes (checkpoint / model): {_pairs(self.mismatched)}")
+        if self.missing:
+            parts.append(f"missing in the checkpoint: {_some(self.missing)}")
+        if self.unexpected:
+            parts.append(f"unknown to the model: {_some(self.unexpected)}")
+        return ". ".join([*parts, self._advice()])
+
+    def _advice(self) -> str:
+        heads = tuple(f"{name}." for name in head_names(self.model))
+        if not self.copies:
+            return "It is of another model, or its weights stand under another key="
+        if self.mismatched and not self.missing and not self.unexpected:
+            if len(self.mismatched) == 1 and next(iter(self.mismatched)).endswith("pos_embed"):
+                return "Build the model for the picture size of the checkpoint"
+            return "Build the model with the checkpoint's sizes; only a classifier may differ"
+        if heads and self.missing and all(n.startswith(heads) for n in self.missing):
+            return "The checkpoint has no classifier: use num_classes=0, or strict=False"
+        return "Choose the variant that the checkpoint is of, or load what fits with strict=False"
+
+    # values
+
+    def check_values(self) -> None:
+        """Two names of one parameter must have one value."""
+        first: dict[int, str] = {}
+        for name in self.copies:
+            other = first.setdefault(id(self.own[name]), name)
+            if other != name and not torch.equal(self.given[other], self.given[name]):
+                raise ZooError(
+                    f"{self.source} has different values for '{other}' and '{name}', which are one "
+                    f"parameter in {type(self.model).__name__}: build it with untied weights"
+                )
+
+    @torch.no_grad()
+    def carry_out(self) -> None:
+        """Copy; parameters on the meta device get memory here."""
+        made: dict[int, Tensor] = {}
+        for name in self.copies:
+            mine = self.own[name]
+            if not mine.is_meta:
+                mine.copy_(self.given[name])
+                continue
+            if id(mine) not in made:
+                real = torch.empty(mine.shape, dtype=mine.dtype).copy_(self.given[name])
+                if isinstance(mine, nn.Parameter):
+                    real = nn.Parameter(real, requires_grad=mine.requires_grad)
+                made[id(mine)] = real
+            _assign(self.model, name, made[id(mine)])
+        # A parameter may have names that the file lacks; they follow the one that it has.
+        for name, mine in self.own.items():
+            if id(mine) in made:
+                _assign(self.model, name, made[id(mine)])
+        for name in dict.fromkeys(n.rpartition(".")[0] for n in self.head):
+            module = self.model.get_submodule(name)
+            if any(p.is_meta for p in module.parameters(recurse=False)):
+                module.to_empty(device="cpu", recurse=False)
+                module.reset_parameters()  # type: ignore[operator]
+
+
+def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
+    module, _, attribute = name.rpartition(".")
+    owner = model.get_submodule(module)
+    store = owner._parameters if attribute in owner._parameters else owner._buffers
+    store[attribute] = tensor  # type: ignore[assignment]
+
+
+def _without_prefixes(tensors: dict[str, Tensor]) -> Iterable[tuple[str, dict[str, Tensor]]]:
+    """The names as they are, then without one, two, three of the known prefixes."""
+    candidates = [("", tensors)]
+    for _ in range(4):
+        yield from candidates
+        shorter = []
+        for taken, candidate in candidates:
+            for prefix in PREFIXES:
+                renamed = {n.removeprefix(prefix): t for n, t in candidate.items()}
+                changed = renamed.keys() != candidate.keys()
+                if changed and len(renamed) == len(candidate):
+                    shorter.append((taken + prefix, renamed))
+        candidates = shorter
+
+
+def _kind(tensor: Tensor) -> tuple[bool, bool]:
+    return tensor.is_complex(), tensor.is_floating_point()
+
+
+def _fits(theirs: Tensor, mine: Tensor) -> bool:
+    return theirs.shape == mine.shape and _kind(theirs) == _kind(mine)
+
+
+def _describe(theirs: Tensor, mine: Tensor) -> tuple[str, str]:
+    if theirs.shape != mine.shape:
+        return str(list(theirs.shape)), str(list(mine.shape))
+    return (
+        f"{list(theirs.shape)} {_short(theirs.dtype)}",
+        f"{list(mine.shape)} {_short(mine.dtype)}",
+    )
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _some(names: Iterable[str], limit: int = 6) -> str:
+    names = list(names)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def _pairs(mismatched: dict[str, tuple[str, str]]) -> str:
+    return _some([f"{name} {theirs} / {mine}" for name, (theirs, mine) in mismatched.items()])
