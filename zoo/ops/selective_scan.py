@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -104,7 +106,7 @@ def selective_scan_reference(
         if delta_softplus:
             delta = F.softplus(delta)
         A = A.to(state_dtype)
-        B, C = (_per_channel(M, A) for M in (B, C))  # [B or 1, D, N, L or 1]
+        B, C = (_steps(M, A, length) for M in (B, C))  # L times [B or 1, D, N]
         du = delta * u  # [B, D, L]
         h = A.new_zeros(u.shape[0], *A.shape)  # [B, D, N]
         if initial_state is not None:
@@ -113,9 +115,8 @@ def selective_scan_reference(
         for t in reversed(range(length)) if reverse else range(length):
             if reset is not None:
                 h = h.masked_fill(reset[:, t, None, None], 0)
-            B_t, C_t = (M[..., t if M.shape[-1] > 1 else 0] for M in (B, C))
-            h = torch.exp(delta[:, :, t, None] * A) * h + du[:, :, t, None] * B_t
-            y = (h * C_t).sum(-1)  # [B, D]
+            h = torch.exp(delta[:, :, t, None] * A) * h + du[:, :, t, None] * B[t]
+            y = (h * C[t]).sum(-1)  # [B, D]
             ys[t] = 2 * y.real if y.is_complex() else y
         y = torch.stack(ys, dim=2)  # [B, D, L]
         if D is not None:
@@ -130,14 +131,16 @@ def _state_dtype(u: Tensor, A: Tensor) -> torch.dtype:
     return torch.promote_types(dtype, torch.complex64) if A.is_complex() else dtype
 
 
-def _per_channel(M: Tensor, A: Tensor) -> Tensor:
-    """B or C in any of its shapes, as [B or 1, D, N, L or 1] in the dtype of A."""
+def _steps(M: Tensor, A: Tensor, length: int) -> Sequence[Tensor]:
+    """B or C in any of its shapes, as one [B or 1, D or 1, N] in the dtype of A for every step."""
     if M.dim() == 2:
-        return M.to(A.dtype)[None, :, :, None]
+        return [M.to(A.dtype)[None]] * length
     if A.is_complex():
         M = torch.view_as_complex(M.to(A.dtype.to_real()).unflatten(-1, (-1, 2)).contiguous())
-    M = M if M.dim() == 4 else M[:, None]
-    return M.to(A.dtype).repeat_interleave(A.shape[0] // M.shape[1], dim=1)
+    M = (M if M.dim() == 4 else M[:, None]).to(A.dtype)
+    if M.shape[1] > 1:
+        M = M.repeat_interleave(A.shape[0] // M.shape[1], dim=1)
+    return M.movedim(-1, 0).contiguous().unbind()
 
 
 def _autocast(u: Tensor, *others: Tensor | None) -> list:
