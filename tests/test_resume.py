@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.recipes import start, tiny_recipe
+from tests.tiny import start, tiny_recipe
 
 STEPS_PER_EPOCH = 1257 // 128
 EVERY = 4

@@ -11,7 +11,7 @@ import argparse
 import logging
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pydoc import locate
 from typing import Any
@@ -64,20 +64,31 @@ class Recipe:
             self.config = parser.parse_args(["--config", str(path), *overrides])
         except argparse.ArgumentError as error:
             raise ZooError(explain(str(error), self.shown_as, overrides, GROUPS)) from error
-        self.text = parser.dump(self.config, skip_link_targets=True)
+        self.text = parser.dump(self.config)
 
     @classmethod
-    def from_text(cls, text: str, overrides: Sequence[str], shown_as: str) -> Recipe:
-        """A recipe that a checkpoint holds."""
+    def of_checkpoint(
+        cls,
+        checkpoint: Mapping[str, Any],
+        path: Path,
+        overrides: Sequence[str] = (),
+        instead: Path | None = None,
+    ) -> tuple[Recipe, str]:
+        """The recipe and its name that a checkpoint of a run holds, or another recipe instead."""
+        header = checkpoint["zoo"]
+        if instead is not None:
+            return cls(instead, overrides), header["name"]
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "recipe.yaml"
-            path.write_text(text)
-            return cls(path, overrides, shown_as)
+            copy = Path(folder) / "recipe.yaml"
+            copy.write_text(header["recipe"])
+            return cls(copy, overrides, shown_as=str(path)), header["name"]
 
     def build(self) -> tuple[Task, DataModule]:
         """Seed everything, then build the task and the data module."""
         pl.seed_everything(self.config.seed_everything, verbose=False)
-        return _build(self.config.model), _build(self.config.data)
+        task, data = _build(self.config.model), _build(self.config.data)
+        data.seed = self.config.seed_everything
+        return task, data
 
     def build_checkpoints(self) -> Checkpoints:
         """The callback that writes checkpoints; only training has one."""
@@ -97,23 +108,11 @@ class Recipe:
             raise ZooError(f"{self.shown_as}: trainer: {error}") from error
 
     def _build_group(self, name: str) -> Any:
-        return _parser().instantiate_classes(Namespace({name: self.config[name]}))[name]
+        return _parser().instantiate(Namespace({name: self.config[name]}))[name]
 
     def _check_groups(self, path: Path) -> None:
         """What jsonargparse would say badly or not at all."""
-        try:
-            content = yaml.safe_load(path.read_text())
-        except FileNotFoundError:
-            raise ZooError(f"{path} does not exist, expected a recipe (.yaml)") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise ZooError(f"{path} cannot be read as a recipe: {error}") from error
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            line = f", line {mark.line + 1}" if mark else ""
-            problem = getattr(error, "problem", None) or "cannot be parsed"
-            raise ZooError(f"{self.shown_as}{line}: not valid YAML, {problem}") from error
-        if not isinstance(content, dict):
-            raise ZooError(f"{self.shown_as}: expected a recipe with model, data and trainer")
+        content = read_yaml(path, self.shown_as)
         known = ["seed_everything", "model", "data", *GROUPS]
         for key in content:
             if key not in known:
@@ -128,6 +127,24 @@ class Recipe:
                     raise ZooError(
                         f"{self.shown_as}: {group}.{key}: no such key; {suggest(str(key), keys)}"
                     )
+
+
+def read_yaml(path: Path, shown_as: str | Path) -> dict[str, Any]:
+    """Read a YAML file with keys; a broken one is a :class:`ZooError` that names the line."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ZooError(f"{path} does not exist, expected a recipe (.yaml)") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ZooError(f"{shown_as} cannot be read as a recipe: {error}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "cannot be parsed"
+        raise ZooError(f"{shown_as}{line}: not valid YAML, {problem}") from error
+    if not isinstance(content, dict):
+        raise ZooError(f"{shown_as}: expected keys and values, as in the files below recipes/")
+    return content
 
 
 class Progress(RichProgressBar):
@@ -166,8 +183,6 @@ def _parser(*by_class_path: str) -> ArgumentParser:
     )
     parser.add_class_arguments(Checkpoints, "checkpoint")
     parser.set_defaults(TRAINER_DEFAULTS)
-    if "data" in by_class_path:
-        parser.link_arguments("seed_everything", "data.init_args.seed")
     return parser
 
 
@@ -178,4 +193,4 @@ def _build(config: Namespace) -> Any:
     """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(locate(config.class_path), "it", fail_untyped=False)
-    return parser.instantiate_classes(Namespace(it=config.init_args)).it
+    return parser.instantiate(Namespace(it=config.init_args)).it

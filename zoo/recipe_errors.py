@@ -18,6 +18,8 @@ _UNRECOGNIZED = re.compile(r"unrecognized arguments: (\S+)")
 _NO_VALUE = re.compile(r"argument (\S+): expected one argument")
 _MISSING = re.compile(r"the following arguments are required: (.+)")
 _EXPECTED = re.compile(r"Expected (?:an? )?(.+?)(?:[.] Got value: (.*))?$")
+_NO_CLASS = re.compile(r"Expected a dot import path string: (.*)")
+_WRONG_CLASS = re.compile(r"does not correspond to a subclass of (\S+)")
 _GIVEN = re.compile(r"Given value: (.*)")
 
 
@@ -48,8 +50,12 @@ def explain(report: str, recipe: str, overrides: Sequence[str], groups: dict[str
     cls: type | None = None
     reasons: list[str] = []
     given: str | None = None
-    for line in map(str.strip, report.splitlines()):
-        line = line.removeprefix("- ")
+    depth = 0
+    for raw in report.splitlines():
+        line = raw.strip().removeprefix("- ")
+        indent = len(raw) - len(raw.lstrip())
+        if reasons and indent < depth and not line.startswith("Given value"):
+            break  # what follows is about the group around the wrong value
         if found := _KEY.match(line):
             path += found[1].split(".")
             cls = groups.get(path[0], cls) if len(path) <= 2 else cls
@@ -62,7 +68,12 @@ def explain(report: str, recipe: str, overrides: Sequence[str], groups: dict[str
                 given = found[1]
             elif not dataclasses.is_dataclass(cls):
                 path.append("init_args")
-        elif found := _UNKNOWN.match(line) or _UNRECOGNIZED.match(line):
+        elif found := _UNKNOWN.match(line):
+            path += found[1].split(".")
+            return _unknown(path, cls, recipe, overrides, groups)
+        elif found := _UNRECOGNIZED.match(line):
+            if not found[1].startswith("--"):
+                return f"{found[1]}: unexpected argument; a value is set with --a.b VALUE"
             path += found[1].removeprefix("--").partition("=")[0].split(".")
             return _unknown(path, cls, recipe, overrides, groups)
         elif found := _UNKNOWN_IN_GROUP.match(line):
@@ -75,21 +86,29 @@ def explain(report: str, recipe: str, overrides: Sequence[str], groups: dict[str
             return f"{_where(path, recipe, overrides)}: missing, it must be set"
         elif "has no attribute" in line or "No module named" in line:
             break
+        elif found := _NO_CLASS.match(line):
+            path.append("class_path")
+            given = found[1]
+            break
+        elif found := _WRONG_CLASS.search(line):
+            path.append("class_path")
+            reasons = [f"expected a subclass of {found[1]}"]
+            break
         elif found := _EXPECTED.match(line):
+            depth = depth or indent
             reasons.append(f"expected {_type_name(found[1])}")
             given = given or found[2]
         elif found := _GIVEN.match(line):
-            # the innermost value comes first, the whole group later
-            given = given or found[1]
+            if given is None and not found[1].startswith(("{", "Namespace(", "NestedArg(")):
+                given = found[1]
             break
-    if path and path[-1] == "class_path":
-        reasons = ["cannot be imported"]
+    if path and path[-1] == "class_path" and not reasons:
+        reasons = ["a class that can be imported, such as zoo.tasks.ImageClassification"]
     if not path:
         return f"{recipe}: {' '.join(report.split())}"
     value = f"{given!r} given, " if given is not None else ""
     expected = " or ".join(dict.fromkeys(r.removeprefix("expected ") for r in reasons))
-    stated = "" if "cannot" in expected else "expected "
-    return f"{_where(path, recipe, overrides)}: {value}{stated}{expected or 'something else'}"
+    return f"{_where(path, recipe, overrides)}: {value}expected {expected or 'something else'}"
 
 
 def _unknown(
@@ -114,13 +133,15 @@ def _where(path: list[str], recipe: str, overrides: Sequence[str]) -> str:
     short = key.replace(".init_args", "")
     for option in overrides:
         name = option.removeprefix("--").partition("=")[0]
-        if name in (key, short):
+        if name in (key, short) or name.startswith(f"{key}."):
             return option.partition("=")[0]
     return f"{recipe}: {key}"
 
 
 def _type_name(text: str) -> str:
-    """``<class 'NoneType'>`` -> null, ``<class 'int'>`` -> int."""
+    """``<class 'NoneType'>`` -> null, ``<class 'int'>`` -> int, a Literal -> its values."""
+    if text.startswith("typing.Literal["):
+        return text.removeprefix("typing.Literal[").removesuffix("]").replace("'", "")
     found = re.fullmatch(r"<class '(.+)'>", text)
     name = found[1] if found else text
     return {"NoneType": "null"}.get(name, name.rpartition(".")[2] if found else name)

@@ -37,12 +37,14 @@ def print_table(
     title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], right: Sequence[str] = ()
 ) -> None:
     """A table; ``right`` names the columns that are flush right."""
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="")
+    table = Table(header_style="")
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(str, row))
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    console.print(title, style="bold", markup=False, soft_wrap=True)
+    console.print(table)
 
 
 def print_metrics(title: str, metrics: Mapping[str, float], where: Path) -> None:

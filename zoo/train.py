@@ -63,11 +63,7 @@ def main(argv: list[str]) -> int:
             )
         recipe, name = Recipe(arguments.recipe, overrides), recipe_name(arguments.recipe)
     else:
-        header = read_checkpoint(checkpoint)["zoo"]
-        recipe, name = (
-            Recipe.from_text(header["recipe"], overrides, str(checkpoint)),
-            header["name"],
-        )
+        recipe, name = Recipe.of_checkpoint(read_checkpoint(checkpoint), checkpoint, overrides)
     train(recipe, name, run or new_run_path(arguments.runs, name), checkpoint)
     return 0
 
@@ -105,6 +101,7 @@ def train(
     quiet()
     task, data = recipe.build()
     data.setup("fit")  # whatever is wrong with the data is said before anything is written
+    task.check_data(data)
     table = MetricsTable(folder / "metrics.csv")
     step = read_checkpoint(checkpoint)["global_step"] if checkpoint else None
     checkpoints = recipe.build_checkpoints()

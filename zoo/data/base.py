@@ -137,7 +137,9 @@ class DataModule(pl.LightningDataModule, ABC):
         eval_batch_size: samples of a batch in evaluation, per process; the batch size by default.
         num_workers: processes that prepare samples, per training process; 0 prepares in place.
         repeats: repeated augmentation (Hoffer et al. 2020), see :class:`EpochSampler`.
-        seed: fixes the order and the augmentation.
+
+    Attributes:
+        seed: fixes the order and the augmentation; a recipe's ``seed_everything`` sets it.
     """
 
     def __init__(
@@ -146,7 +148,6 @@ class DataModule(pl.LightningDataModule, ABC):
         eval_batch_size: int | None = None,
         num_workers: int = 0,
         repeats: int = 1,
-        seed: int = 0,
     ) -> None:
         super().__init__()
         for name, value in (("batch_size", batch_size), ("repeats", repeats)):
@@ -156,7 +157,7 @@ class DataModule(pl.LightningDataModule, ABC):
         self.eval_batch_size = eval_batch_size or batch_size
         self.num_workers = num_workers
         self.repeats = repeats
-        self.seed = seed
+        self.seed = 0
         self._sources: dict[str, Source] = {}
         self._start = (0, 0)
 

@@ -55,15 +55,6 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-def find_pictures(folder: Path) -> list[Path]:
-    """All pictures in a folder and below, sorted by path; told by their endings alone."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file()
-    )
-
-
 def _to_8_bit(values: np.ndarray) -> np.ndarray:
     low, high = float(values.min()), float(values.max())
     if not np.isfinite(low + high) or low < 0 or high > 65535:

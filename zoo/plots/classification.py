@@ -97,5 +97,5 @@ def annotated_picture(picture: Image.Image, top: Sequence[tuple[str, float]]) ->
     right.set_yticks(places, shown)
     right.invert_yaxis()
     right.set(xlim=(0, 1.16), xticks=[0, 0.5, 1], xlabel="probability")
-    right.set_title(shown[0], loc="left", fontsize=11)
+    right.set_title(f"prediction: {shown[0]}", loc="left", fontsize=11)
     return figure

@@ -2,7 +2,7 @@
 
 from zoo.runs.checkpoints import CheckpointFiles, Checkpoints, read_checkpoint
 from zoo.runs.folder import RunFolder, latest_run, new_run_path, recipe_name, resolve_checkpoint
-from zoo.runs.metrics import MetricsTable
+from zoo.runs.metrics import MetricsTable, write_atomically
 
 __all__ = [
     "CheckpointFiles",
@@ -14,4 +14,5 @@ __all__ = [
     "read_checkpoint",
     "recipe_name",
     "resolve_checkpoint",
+    "write_atomically",
 ]

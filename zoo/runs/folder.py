@@ -94,5 +94,5 @@ class RunFolder(Callback):
 
     def _draw_curve(self, trainer: pl.Trainer, task: Task) -> None:
         if trainer.is_global_zero and self.table.rows:
-            figure = learning_curve(self.table.table(), self.title, task.monitor)
+            figure = learning_curve(self.table.table(), self.title, task.monitor, task.monitor_mode)
             figure.savefig(self.path / "learning_curve.png")

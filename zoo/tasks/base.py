@@ -82,6 +82,8 @@ class Task(pl.LightningModule, ABC):
     #: Metric that picks the best checkpoint, and whether more or less of it is better.
     monitor: ClassVar[str]
     monitor_mode: ClassVar[Literal["min", "max"]]
+    #: Endings of the files that :meth:`predict_files` takes, lower case.
+    input_suffixes: ClassVar[frozenset[str]]
 
     model: nn.Module
 
@@ -209,9 +211,9 @@ class Task(pl.LightningModule, ABC):
             ZooError: it is not finite.
         """
         if not torch.isfinite(loss):
-            lr = self.trainer.optimizers[0].param_groups[0]["lr"]
+            value, lr = loss.detach().item(), self.trainer.optimizers[0].param_groups[0]["lr"]
             raise ZooError(
-                f"the training loss became {float(loss):g} in epoch {self.current_epoch}, step "
+                f"the training loss became {value:g} in epoch {self.current_epoch}, step "
                 f"{self.global_step} (learning rate {lr:.3g}); the last checkpoint is from before. "
                 "Lower --model.init_args.optimizer.lr, raise schedule.warmup_epochs, or set "
                 "--trainer.gradient_clip_val"

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import timm
 import torch
-from timm.data import Mixup
+from timm.data import ImageNetInfo, Mixup
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 import zoo
-from zoo.data import DataModule, ImageDataModule
-from zoo.data.pictures import read_picture
+from zoo.data import DataModule, ImageDataModule, ImageFolder
+from zoo.data.pictures import PICTURE_SUFFIXES, read_picture
 from zoo.errors import ZooError
 from zoo.plots import annotated_picture, confusion_matrix, prediction_grid
 from zoo.tasks.base import Task
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 GRID_MISTAKES, GRID_TOTAL = 8, 32
 PREDICT_TOP = 5
+IMAGENET_CLASSES = 1000
 
 
 @dataclass
@@ -60,6 +61,7 @@ class ImageClassification(Task):
 
     monitor = "val/acc1"
     monitor_mode = "max"
+    input_suffixes = PICTURE_SUFFIXES
 
     def __init__(
         self,
@@ -119,7 +121,7 @@ class ImageClassification(Task):
         self._mistakes: list[tuple[Tensor, int, int]] = []
 
     def check_data(self, data: DataModule) -> None:
-        """The data must have the task's number of classes, and pairs for mixup."""
+        """The data must have the task's number of classes."""
         if not isinstance(data, ImageDataModule):
             raise ZooError(
                 f"data.class_path: {type(data).__name__} has no labelled images, "
@@ -131,15 +133,27 @@ class ImageClassification(Task):
                 f"model.init_args.num_classes is {self.num_classes}, but the data have "
                 f"{len(self.class_names)} classes: set it to {len(self.class_names)}"
             )
-        if self.mixup and data.batch_size // self.trainer.world_size % 2:
-            raise ZooError(
-                f"data.init_args.batch_size is {data.batch_size}: mixup needs an even number of "
-                f"samples on each of {self.trainer.world_size} process(es)"
-            )
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> logits [B, classes] of the judged model."""
         return self.eval_model(images)
+
+    def default_data(self) -> ImageDataModule:
+        """How the model's published weights want their images; sets ImageNet's class names."""
+        config = timm.data.resolve_model_data_config(self.model)
+        if self.class_names is None and self.num_classes == IMAGENET_CLASSES:
+            info = ImageNetInfo("imagenet-1k")
+            self.class_names = [
+                info.index_to_description(i).split(",")[0] for i in range(IMAGENET_CLASSES)
+            ]
+        return ImageFolder(
+            root="",
+            image_size=config["input_size"][-1],
+            interpolation=config["interpolation"],
+            crop_pct=config["crop_pct"],
+            mean=config["mean"],
+            std=config["std"],
+        )
 
     # steps
 
@@ -147,6 +161,11 @@ class ImageClassification(Task):
         """Mix, predict, compare."""
         images, targets = batch
         if self.mixup:
+            if len(images) % 2:
+                raise ZooError(
+                    f"data.init_args.batch_size leaves {len(images)} samples to each process, "
+                    "mixup needs an even number"
+                )
             images, targets = self.mixup(images, targets)
         loss = self.train_criterion(self.model(images), targets)
         return self.log_loss(loss, len(images))
@@ -242,8 +261,9 @@ class ImageClassification(Task):
             top = [(names[i], p) for p, i in zip(*map(Tensor.tolist, best), strict=True)]
             rows.append(
                 {"file": str(path), "prediction": top[0][0], "probability": round(top[0][1], 6)}
-                | {f"prediction{n}": name for n, (name, _) in enumerate(top[1:], start=2)}
-                | {f"probability{n}": round(p, 6) for n, (_, p) in enumerate(top[1:], start=2)}
             )
+            for place, (name, probability) in enumerate(top[1:], start=2):
+                rows[-1] |= {f"prediction{place}": name}
+                rows[-1] |= {f"probability{place}": round(probability, 6)}
             annotated_picture(picture, top).savefig(folder / f"{len(rows):04d}_{path.stem}.png")
         return rows

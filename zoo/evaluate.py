@@ -1,0 +1,73 @@
+"""``python -m zoo.evaluate RUN|CHECKPOINT|RECIPE [--split test] [--a.b VALUE]``.
+
+Measures a run's best checkpoint, a checkpoint file, or, with a recipe that names ``pretrained``
+weights, published ones. Prints a table and writes the numbers as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from zoo.cli import Recipe, quiet
+from zoo.command import command
+from zoo.errors import ZooError
+from zoo.runs import read_checkpoint, recipe_name, resolve_checkpoint, write_atomically
+from zoo.show import print_metrics
+
+
+def _arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="zoo evaluate", allow_abbrev=False, description="Measure what was trained."
+    )
+    parser.add_argument("source", type=Path, help="folder of a run, checkpoint, or recipe (.yaml)")
+    parser.add_argument("--split", choices=("test", "val"), default="test")
+    parser.add_argument(
+        "--recipe", type=Path, metavar="FILE", help="take this recipe instead of the checkpoint's"
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="JSON file; by default beside the checkpoint"
+    )
+    return parser
+
+
+@command
+def main(argv: list[str]) -> int:
+    """Evaluate as the command line says."""
+    arguments, overrides = _arguments().parse_known_args(argv)
+    quiet()
+    source: Path = arguments.source
+    checkpoint = None
+    if source.suffix in (".yaml", ".yml"):
+        recipe, name = Recipe(source, overrides), recipe_name(source)
+        if not recipe.config.model.init_args.get("pretrained"):
+            raise ZooError(
+                f"{source} has nothing trained in it: give the folder of a run or a checkpoint, or "
+                "set --model.init_args.pretrained FILE"
+            )
+        output = Path("evaluation.json")
+    else:
+        source = resolve_checkpoint(source)
+        checkpoint = read_checkpoint(source)
+        recipe, name = Recipe.of_checkpoint(checkpoint, source, overrides, arguments.recipe)
+        output = source.with_name(f"{source.stem}.{arguments.split}.json")
+    task, data = recipe.build()
+    stage = {"test": "test", "val": "validate"}[arguments.split]
+    data.setup(stage)
+    task.check_data(data)
+    if checkpoint is not None:
+        task.load_weights(checkpoint)
+    trainer = recipe.build_trainer(logger=False, enable_checkpointing=False)
+    metrics = getattr(trainer, stage)(task, datamodule=data, verbose=False)[0]
+    if trainer.is_global_zero:
+        output = arguments.output or output
+        report = {"recipe": name, "source": str(source), "split": arguments.split, **metrics}
+        write_atomically(output, (json.dumps(report, indent=2) + "\n").encode())
+        print_metrics(f"{name}: {arguments.split} of {source}", metrics, output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""``python -m zoo.predict FILES... --checkpoint RUN|CHECKPOINT`` or ``--model NAME --pretrained
+FILE``.
+
+Applies a trained model to files or to all in a folder; writes ``predictions.csv`` and, per file, a
+picture of the result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from zoo.cli import Recipe, quiet
+from zoo.command import command
+from zoo.data import DataModule
+from zoo.errors import ZooError
+from zoo.runs import read_checkpoint, resolve_checkpoint
+from zoo.show import print_table, say
+from zoo.tasks import ImageClassification, Task
+
+SHOWN = 20
+
+
+def _arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="zoo predict",
+        allow_abbrev=False,
+        description="Apply a trained model to files of your own.",
+    )
+    parser.add_argument("files", nargs="+", type=Path, help="files, or folders of files")
+    parser.add_argument(
+        "--checkpoint", type=Path, metavar="RUN", help="run's folder, or .ckpt file"
+    )
+    parser.add_argument(
+        "--model", metavar="NAME", help="instead: an image classifier, see zoo list"
+    )
+    parser.add_argument(
+        "--pretrained", metavar="FILE", help="and its weights: file, folder, URL, hf://"
+    )
+    parser.add_argument("--num_classes", type=int, default=1000, help="of --model (default 1000)")
+    parser.add_argument(
+        "--output", type=Path, metavar="FOLDER", help="new folder (default predictions/<time>)"
+    )
+    return parser
+
+
+@command
+def main(argv: list[str]) -> int:
+    """Predict as the command line says."""
+    arguments = _arguments().parse_args(argv)
+    quiet()
+    output = arguments.output or Path("predictions", time.strftime("%Y-%m-%d_%H-%M-%S"))
+    if output.exists():
+        raise ZooError(f"--output: {output} exists already, expected the name of a new folder")
+    task, data = _load(arguments)
+    files = _find(arguments.files, task)
+    part = output.with_name(f".{output.name}.part")
+    part.mkdir(parents=True)
+    try:
+        rows = task.predict_files(files, data, part)
+        with (part / "predictions.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+        part.rename(output)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    columns = list(rows[0])[:3]
+    print_table(
+        f"{len(rows):,} file(s)" + (f", the first {SHOWN}" if len(rows) > SHOWN else ""),
+        columns,
+        [[row[column] for column in columns] for row in rows[:SHOWN]],
+    )
+    say(f"predictions.csv and pictures are in {output}")
+    return 0
+
+
+def _load(arguments: argparse.Namespace) -> tuple[Task, DataModule]:
+    if (arguments.checkpoint is None) == (arguments.model is None):
+        raise ZooError("which model? give --checkpoint RUN, or --model NAME --pretrained FILE")
+    if arguments.checkpoint is not None:
+        path = resolve_checkpoint(arguments.checkpoint)
+        checkpoint = read_checkpoint(path)
+        recipe, _ = Recipe.of_checkpoint(checkpoint, path)
+        task, data = recipe.build()
+        task.load_weights(checkpoint)
+        return task, data
+    if arguments.pretrained is None:
+        raise ZooError(f"--model {arguments.model}: its weights are missing, add --pretrained FILE")
+    task = ImageClassification(
+        arguments.model, arguments.num_classes, pretrained=arguments.pretrained
+    )
+    return task, task.default_data()
+
+
+def _find(sources: list[Path], task: Task) -> list[Path]:
+    """The files themselves, and all files in folders that the task can read."""
+    files: list[Path] = []
+    for source in sources:
+        if not source.is_dir():
+            files.append(source)
+            continue
+        found = sorted(
+            path
+            for path in source.rglob("*")
+            if path.suffix.lower() in task.input_suffixes and path.is_file()
+        )
+        if not found:
+            endings = " ".join(sorted(task.input_suffixes))
+            raise ZooError(
+                f"{source} holds no files to predict, expected files ending in {endings}"
+            )
+        files += found
+    return files
+
+
+if __name__ == "__main__":
+    sys.exit(main())
