@@ -1,0 +1,215 @@
+"""One model with its cache, able to score trees: what target and draft models have in common."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from zoo.decoding.attention import Attention, OpenTree
+from zoo.decoding.cache import TreeCache
+from zoo.decoding.tree import PADDING, ancestor_matrix
+from zoo.errors import ZooError
+from zoo.ops.tree_attention import pack_ancestors
+
+
+class Scores(NamedTuple):
+    """What a model says about some nodes.
+
+    Attributes:
+        logits: ``[B, n, V]``, of the token that follows each node.
+        hidden: ``[B, n, d]``, states after the number of layers that was asked for; -1: those that the
+            logits are computed from, after the final norm.
+    """
+
+    logits: Tensor
+    hidden: Tensor | None
+
+
+class Session(ABC):
+    """A model, and the sequences of a batch as far as it has read them.
+
+    The committed part of sequence b has ``lengths[b]`` tokens. On top of it stands the open tree:
+    nodes that were scored but are not decided yet. :meth:`grow` adds nodes to it, :meth:`commit` keeps
+    one path of each sequence and drops the rest.
+    """
+
+    def __init__(self, model: nn.Module, batch_size: int) -> None:
+        self.model = model
+        parameter = next(model.parameters())
+        self.device, self.dtype = parameter.device, parameter.dtype
+        self.lengths = [0] * batch_size
+        #: Model calls, and tokens that went through them.
+        self.calls = 0
+        self.tokens = 0
+
+    def count(self, tokens: int) -> None:
+        """Count one pass."""
+        self.calls += 1
+        self.tokens += tokens
+
+    @property
+    def batch_size(self) -> int:
+        """Number of sequences."""
+        return len(self.lengths)
+
+    @abstractmethod
+    def advance(self, rows: Sequence[Sequence[int]], hidden: int | None = None) -> Scores:
+        """Read decided tokens, at least one for each sequence.
+
+        Returns:
+            Logits ``[B, 1, V]`` after the last token of each sequence, and the states ``[B, n, d]`` of
+            all of them, which in shorter rows are followed by meaningless ones.
+        """
+
+    @abstractmethod
+    def grow(self, tokens: Tensor, parents: Tensor, hidden: int | None = None) -> Scores:
+        """Add nodes to the open tree and score them.
+
+        Args:
+            tokens: int64 ``[B, n]``.
+            parents: int64 ``[B, n]``, index of an open node (these included), -1 for a child of the
+                committed prefix's last token, -2 for a node that only fills up.
+        """
+
+    @abstractmethod
+    def commit(self, paths: Sequence[Sequence[int]]) -> None:
+        """Keep these open nodes of each sequence, in order of depth, and close the tree."""
+
+    @abstractmethod
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep only these sequences of the batch. The tree is closed."""
+
+
+def open_session(model: nn.Module, batch_size: int) -> Session:
+    """The session that fits a model: with attention caches or, for state-space models, with states."""
+    from zoo.decoding.recurrent import RecurrentSession, is_recurrent
+
+    if is_recurrent(model):
+        return RecurrentSession(model, batch_size)
+    return AttentionSession(model, batch_size)
+
+
+class AttentionSession(Session):
+    """A transformer: all nodes are scored in one pass under the tree's mask."""
+
+    def __init__(self, model: nn.Module, batch_size: int) -> None:
+        super().__init__(model, batch_size)
+        self.cache = TreeCache()
+        self.attention = Attention(model)
+        self.parents = torch.empty(batch_size, 0, dtype=torch.long, device=self.device)
+        self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._last_position = getattr(model.config, "max_position_embeddings", 1 << 30) - 1
+
+    @property
+    def slots(self) -> int:
+        """Cache slots of the committed part, the same for all sequences; shorter ones have gaps."""
+        return max(self.lengths)
+
+    def advance(self, rows: Sequence[Sequence[int]], hidden: int | None = None) -> Scores:
+        """Read decided tokens."""
+        counts = [len(row) for row in rows]
+        padded = [[*row, *[0] * (max(counts) - len(row))] for row in rows]
+        scores = self.read({"input_ids": torch.tensor(padded, device=self.device)}, counts, hidden)
+        if scores.logits.shape[1] == 1:
+            return scores
+        last = [count - 1 for count in counts]
+        return Scores(scores.logits[range(len(last)), last][:, None], scores.hidden)
+
+    def read(
+        self, inputs: dict[str, Tensor], counts: list[int], hidden: int | None = None
+    ) -> Scores:
+        """Read decided tokens or embeddings and commit them.
+
+        Args:
+            inputs: ``input_ids`` ``[B, n]`` or ``inputs_embeds`` ``[B, n, d]``, padded on the right.
+            counts: how many of each row are real, at least one.
+            hidden: which states to return as well.
+        """
+        if min(counts) < 1:
+            raise ZooError("every sequence of a batch needs at least one token to read")
+        if self.slots:
+            positions, arguments = self.place(self.chain(counts))
+            scores = self.call(inputs, positions, hidden, **arguments)
+            self.commit([range(count) for count in counts])
+            return scores
+        # causal attention never looks at padding on the right, and later masks leave it out
+        options: dict[str, Any] = {}
+        if self._keeps_logits and len(set(counts)) == 1:
+            options["logits_to_keep"] = 1
+        positions = torch.arange(max(counts), device=self.device).repeat(len(counts), 1)
+        scores = self.call(inputs, positions.clamp_max(self._last_position), hidden, **options)
+        self.lengths = list(counts)
+        return scores
+
+    def chain(self, counts: Sequence[int]) -> Tensor:
+        """Parents of a chain of ``counts[b]`` nodes that starts the open tree."""
+        step = torch.arange(max(counts), device=self.device)
+        real = step < torch.tensor(counts, device=self.device)[:, None]
+        return torch.where(real, step - 1, PADDING)
+
+    def grow(self, tokens: Tensor, parents: Tensor, hidden: int | None = None) -> Scores:
+        """Add nodes and score them in one pass."""
+        positions, arguments = self.place(parents)
+        return self.call({"input_ids": tokens}, positions, hidden, **arguments)
+
+    def place(self, parents: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        """Enter nodes into the open tree; :meth:`described` of them."""
+        self.parents = torch.cat([self.parents, parents.to(self.device)], dim=1)  # [B, M]
+        return self.described(parents.shape[1])
+
+    def described(self, newest: int) -> tuple[Tensor, dict[str, Any]]:
+        """Of the ``newest`` nodes: positions ``[B, n]``, and the keyword arguments of a model's call or
+        a layer's that tell its attention what they see."""
+        rows = ancestor_matrix(self.parents)[:, -newest:]  # [B, n, M]
+        lengths = torch.tensor(self.lengths, device=self.device)
+        tree = OpenTree(lengths, pack_ancestors(rows), torch.full_like(lengths, self.slots))
+        depths = rows.sum(-1) - 1
+        positions = (lengths[:, None] + depths).clamp_max(self._last_position)
+        slots = self.slots + self.parents.shape[1]
+        return positions, self.attention.arguments(tree, slots, self.dtype)
+
+    def call(
+        self, inputs: dict[str, Tensor], positions: Tensor, hidden: int | None, **arguments: Any
+    ) -> Scores:
+        """Run the model on nodes that were placed."""
+        self.count(positions.numel())
+        with self.attention.active():
+            out = self.model(
+                **inputs,
+                position_ids=positions,
+                past_key_values=self.cache,
+                use_cache=True,
+                output_hidden_states=hidden is not None,
+                **arguments,
+            )
+        if not hasattr(out, "logits"):
+            return Scores(None, out.last_hidden_state)  # type: ignore[arg-type]
+        return Scores(out.logits, None if hidden is None else out.hidden_states[hidden])
+
+    def commit(self, paths: Sequence[Sequence[int]]) -> None:
+        """Keep one path of each sequence."""
+        counts = [len(path) for path in paths]
+        width = max(counts)
+        padded = [[*path, *[0] * (width - len(path))] for path in paths]
+        new = [length + count for length, count in zip(self.lengths, counts, strict=True)]
+        self.cache.commit(
+            torch.tensor(self.lengths, device=self.device),
+            self.slots,
+            torch.tensor(padded, device=self.device, dtype=torch.long).view(len(paths), width),
+            torch.tensor(counts, device=self.device),
+            max(new),
+        )
+        self.lengths = new
+        self.parents = self.parents[:, :0]
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep only these sequences."""
+        index = torch.tensor(list(rows), device=self.device)
+        self.lengths = [self.lengths[row] for row in rows]
+        self.parents = self.parents[index]
+        self.cache.select(index, self.slots)

@@ -1,0 +1,1 @@
+"""Draft heads: small modules that propose tokens from a language model's hidden states."""

@@ -1,0 +1,79 @@
+"""Parts of a decoder of transformers, run one by one: embedding, some of the layers, norm and head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from zoo.errors import ZooError
+
+
+class SplitDecoder:
+    """A causal LM of the Llama kind (Llama, Mistral, Qwen2 and others), cut between its layers.
+
+    Args:
+        model: the causal LM; nothing of it is copied.
+
+    Raises:
+        ZooError: if the model is built otherwise.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        decoder = getattr(model, "model", None)
+        parts = ("embed_tokens", "layers", "norm", "rotary_emb")
+        if not all(hasattr(decoder, part) for part in parts) or not hasattr(model, "lm_head"):
+            raise ZooError(
+                f"{type(model).__name__} cannot be cut between its layers: expected a model built "
+                "like LlamaForCausalLM"
+            )
+        self.model, self.decoder = model, decoder
+
+    def __len__(self) -> int:
+        return len(self.decoder.layers)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Tokens ``[B, n]`` -> ``[B, n, d]``."""
+        return self.decoder.embed_tokens(tokens)
+
+    def run(
+        self,
+        hidden: Tensor,
+        first: int,
+        last: int,
+        positions: Tensor,
+        attention_mask: Any = None,
+        **arguments: Any,
+    ) -> Tensor:
+        """Layers ``first`` to ``last - 1``.
+
+        Args:
+            hidden: ``[B, n, d]``.
+            first, last: from 0 to the number of layers.
+            positions: int64 ``[B, n]``.
+            attention_mask: of four dimensions, or one for each kind of layer.
+            arguments: of the layers, such as ``past_key_values``.
+        """
+        rotary = self.decoder.rotary_emb(hidden, position_ids=positions)
+        kinds = getattr(self.model.config, "layer_types", None)
+        for index in range(first, last):
+            mask = attention_mask
+            if isinstance(mask, dict):
+                mask = mask[kinds[index]]
+            hidden = self.decoder.layers[index](
+                hidden,
+                attention_mask=mask,
+                position_embeddings=rotary,
+                position_ids=positions,
+                use_cache=True,
+                **arguments,
+            )
+        return hidden
+
+    def norm(self, hidden: Tensor) -> Tensor:
+        """The final norm."""
+        return self.decoder.norm(hidden)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Normed states -> logits."""
+        return self.model.lm_head(hidden)
