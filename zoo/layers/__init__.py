@@ -1,0 +1,1 @@
+"""Blocks that two or more papers use. Import them from their modules."""

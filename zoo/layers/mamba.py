@@ -1,0 +1,144 @@
+"""The Mamba mixer: gated selective SSM over a sequence, in one direction or in both."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.errors import ZooError
+from zoo.layers.ssm_init import dt_bias, dt_weight, s4d_real_log
+from zoo.ops import causal_conv1d, selective_scan
+
+
+class Mamba(nn.Module):
+    r"""Mamba-1 mixer (arXiv 2312.00752, section 3.4; two directions: Vim, arXiv 2401.09417, 3.3).
+
+    .. math::
+        x, z = W_{in}\,input, \quad x = \mathrm{silu}(\mathrm{conv}(x)), \quad
+        y = \mathrm{S6}(x) \cdot \mathrm{silu}(z), \quad out = W_{out}\,y
+
+    Parameters have the names and shapes of the authors' code.
+
+    Args:
+        d_model: width of the tokens.
+        d_state: N, state size of each channel.
+        d_conv: width of the causal depthwise convolution.
+        expand: d_inner = int(expand * d_model).
+        dt_rank: rank of the step-size projection; "auto" is ceil(d_model / 16).
+        dt_min, dt_max, dt_init, dt_scale, dt_init_floor: initial step sizes,
+            see :mod:`zoo.layers.ssm_init`.
+        conv_bias, bias: whether the convolution, and the input and output projection have one.
+        bimamba_type: "none" for one direction. "v1": a backward scan too, over the same convolved
+            sequence with the same parameters but for A. "v2": a backward branch with a convolution,
+            projections, A and D of its own; the backward convolution looks ahead.
+        if_divide_out: v2 halves the sum of both directions.
+        init_layer_scale: initial value of a learned factor on every output channel; None for none.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: float = 2,
+        dt_rank: int | str = "auto",
+        dt_min: float = 1e-3,
+        dt_max: float = 0.1,
+        dt_init: str = "random",
+        dt_scale: float = 1.0,
+        dt_init_floor: float = 1e-4,
+        conv_bias: bool = True,
+        bias: bool = False,
+        bimamba_type: str = "none",
+        if_divide_out: bool = False,
+        init_layer_scale: float | None = None,
+    ) -> None:
+        super().__init__()
+        if bimamba_type not in ("none", "v1", "v2"):
+            raise ZooError(f"bimamba_type is none, v1 or v2, not {bimamba_type}")
+        self.bimamba_type = bimamba_type
+        self.if_divide_out = if_divide_out
+        self.d_state = d_state
+        self.dt_rank = R = math.ceil(d_model / 16) if dt_rank == "auto" else int(dt_rank)
+        d = int(expand * d_model)
+
+        self.in_proj = nn.Linear(d_model, 2 * d, bias=bias)
+        branches = ("", "_b") if bimamba_type == "v2" else ("",)
+        for suffix in branches:
+            conv = nn.Conv1d(d, d, d_conv, groups=d, padding=d_conv - 1, bias=conv_bias)
+            self.add_module(f"conv1d{suffix}", conv)
+            self.add_module(f"x_proj{suffix}", nn.Linear(d, R + 2 * d_state, bias=False))
+            self.add_module(f"dt_proj{suffix}", nn.Linear(R, d))
+            self.register_parameter(f"D{suffix}", nn.Parameter(torch.ones(d)))
+        self.A_log = nn.Parameter(s4d_real_log(d, d_state))
+        if bimamba_type != "none":
+            self.A_b_log = nn.Parameter(s4d_real_log(d, d_state))
+        self.out_proj = nn.Linear(d, d_model, bias=bias)
+        self.gamma = None
+        if init_layer_scale is not None:
+            self.gamma = nn.Parameter(init_layer_scale * torch.ones(d_model))
+
+        # As the authors do, the backward branch's step sizes start like those of any linear layer.
+        with torch.no_grad():
+            weight = dt_weight(d, R, dt_rank=R, dt_init=dt_init, dt_scale=dt_scale)
+            self.dt_proj.weight.copy_(weight)
+            bias_values = dt_bias(d, dt_min=dt_min, dt_max=dt_max, dt_init_floor=dt_init_floor)
+            self.dt_proj.bias.copy_(bias_values)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, L, d_model] to [B, L, d_model]."""
+        xz = torch.matmul(self.in_proj.weight, x.transpose(1, 2))  # [B, 2d, L]
+        if self.in_proj.bias is not None:
+            xz = xz + self.in_proj.bias.to(xz.dtype)[:, None]
+        x, z = xz.chunk(2, dim=1)
+
+        u = self._conv(x, self.conv1d)
+        dt, B, C = self._project(u, self.x_proj, self.dt_proj)
+        y = self._scan(u, dt, self.A_log, B, C, self.D, z, self.dt_proj.bias)
+        scale = None
+        if self.bimamba_type == "v1":
+            backward = (u, dt, self.A_b_log, B, C, self.D, z, self.dt_proj.bias)
+            y = y + self._scan(*backward, reverse=True)
+        elif self.bimamba_type == "v2":
+            u = self._conv(x, self.conv1d_b, ahead=True)
+            dt, B, C = self._project(u, self.x_proj_b, self.dt_proj_b)
+            backward = (u, dt, self.A_b_log, B, C, self.D_b, z, self.dt_proj_b.bias)
+            y = y + self._scan(*backward, reverse=True)
+            scale = 0.5 if self.if_divide_out else None
+
+        # Halving the small weight is exact and spares a pass over y.
+        weight = self.out_proj.weight if scale is None else self.out_proj.weight * scale
+        out = F.linear(y.transpose(1, 2), weight, self.out_proj.bias)
+        return out if self.gamma is None else out * self.gamma
+
+    @staticmethod
+    def _conv(x: Tensor, conv: nn.Conv1d, ahead: bool = False) -> Tensor:
+        """Causal convolution and SiLU [B, d, L]; ``ahead``: over the following steps instead."""
+        weight = conv.weight.squeeze(1)
+        if not ahead:
+            return causal_conv1d(x, weight, conv.bias, activation="silu")
+        reach = weight.shape[1] - 1
+        x = F.pad(x, (0, reach))
+        return causal_conv1d(x, weight.flip(1), conv.bias, activation="silu")[..., reach:]
+
+    def _project(
+        self, u: Tensor, x_proj: nn.Linear, dt_proj: nn.Linear
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Step sizes [B, d, L] (their bias is left to the scan), B and C [B, N, L]."""
+        projected = torch.matmul(x_proj.weight, u)  # [B, R + 2N, L]
+        dt, B, C = projected.split([self.dt_rank, self.d_state, self.d_state], dim=1)
+        return torch.matmul(dt_proj.weight, dt), B, C
+
+    @staticmethod
+    def _scan(
+        u: Tensor, dt: Tensor, A_log: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor,
+        bias: Tensor, reverse: bool = False,
+    ) -> Tensor:  # fmt: skip
+        A = -A_log.float().exp()
+        return selective_scan(
+            u, dt, A, B, C, D.float(), z,
+            delta_bias=bias.float(), delta_softplus=True, reverse=reverse,
+        )  # fmt: skip

@@ -1,0 +1,57 @@
+"""Orders in which a sequence model visits the cells of a grid, with their exact inverses.
+
+Row-major and column-major order and their reverses need no index at all
+(:func:`zoo.ops.cross_scan`, ``selective_scan(reverse=True)``), and neither has the atrous order
+(``cross_scan(order="atrous")``). What stands here is for orders that are no plain view of the grid.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+#: What :attr:`ScanOrder.moves` counts: how a step of the scan reaches its cell.
+START, RIGHT, LEFT, UP, DOWN = range(5)
+
+
+class ScanOrder(NamedTuple):
+    """K ways through a grid of L = H·W cells that are numbered row by row.
+
+    Attributes:
+        index: [K, L] the cell that step t visits, so that ``x[..., index[k]]`` is sequence k.
+        inverse: [K, L] the step that visits a cell, so that ``y[..., inverse[k]]`` is a map again.
+        moves: [K, L] START, RIGHT, LEFT, UP or DOWN: the move that led into the cell of step t.
+    """
+
+    index: Tensor
+    inverse: Tensor
+    moves: Tensor
+
+
+def scan_order(index: Tensor, width: int) -> ScanOrder:
+    """Inverse and moves of the orders ``index`` [K, L] on a grid that is ``width`` cells wide."""
+    steps = torch.arange(index.shape[-1], device=index.device).expand_as(index)
+    inverse = torch.empty_like(index).scatter_(-1, index, steps)
+    rows, columns = (index // width).diff(dim=-1), (index % width).diff(dim=-1)
+    moves = torch.where(columns > 0, RIGHT, LEFT)
+    moves = torch.where(rows > 0, DOWN, torch.where(rows < 0, UP, moves))
+    start = torch.full_like(index[:, :1], START)
+    return ScanOrder(index, inverse, torch.cat([start, moves], dim=-1))
+
+
+def snake(height: int, width: int, device: torch.device | str | None = None) -> ScanOrder:
+    """The four continuous orders of PlainMamba (section 3.2): every step goes to a neighbour.
+
+    0: by rows from the top left, alternately rightward and leftward; 1: the same path backward;
+    2: by columns from the top left, alternately downward and upward; 3: that path backward.
+    """
+    cells = torch.arange(height * width, device=device).view(height, width)
+    odd_row = (torch.arange(height, device=device) % 2 == 1)[:, None]
+    odd_column = (torch.arange(width, device=device) % 2 == 1)[:, None]
+    by_rows = torch.where(odd_row, cells.flip(1), cells).flatten()
+    columns = cells.T
+    by_columns = torch.where(odd_column, columns.flip(1), columns).flatten()
+    index = torch.stack([by_rows, by_rows.flip(0), by_columns, by_columns.flip(0)])
+    return scan_order(index, width)

@@ -1,0 +1,1 @@
+"""One file a paper: ``zoo/models/<family>/<system>.py``."""
