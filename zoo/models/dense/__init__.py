@@ -1,0 +1,1 @@
+"""Dense prediction: segmentation, counting, inpainting, super-resolution, depth, many tasks."""
