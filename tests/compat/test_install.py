@@ -1,0 +1,125 @@
+"""The stand-ins: who answers for which name, and what is said about names that nobody answers."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import zoo.compat
+from zoo.compat.stand_ins import MODULES, PACKAGES
+
+
+@pytest.fixture(autouse=True)
+def _clean() -> Iterator[None]:
+    yield
+    zoo.compat.uninstall()
+    assert not [name for name in sys.modules if name.partition(".")[0] in PACKAGES]
+
+
+def test_every_module_can_be_imported() -> None:
+    assert set(zoo.compat.install()) == set(PACKAGES)
+    for name in MODULES:
+        module = importlib.import_module(name)
+        assert sys.modules[name] is module
+        for other in (n for n in vars(module) if not n.startswith("__")):
+            assert f"{name}.{other}" in MODULES or callable(getattr(module, other)), other
+
+
+def test_names_of_the_papers() -> None:
+    with zoo.compat.installed():
+        import causal_conv1d_cuda
+        import selective_scan_cuda
+        import selective_scan_cuda_core
+        import selective_scan_cuda_oflex
+        from causal_conv1d import causal_conv1d_fn, causal_conv1d_update
+        from causal_conv1d.causal_conv1d_varlen import causal_conv1d_varlen_states
+        from mamba_ssm import mamba_inner_fn, selective_scan_fn
+        from mamba_ssm.ops.selective_scan_interface import bimamba_inner_fn
+        from mamba_ssm.ops.triton.layer_norm import RMSNorm, layer_norm_fn, rms_norm_fn
+        from mamba_ssm.ops.triton.layernorm import RMSNorm as OldRMSNorm
+        from mamba_ssm.ops.triton.layernorm_gated import RMSNorm as RMSNormGated
+        from mamba_ssm.ops.triton.selective_state_update import selective_state_update
+        from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
+    from zoo.compat import selective_scan_interface as ours
+
+    assert selective_scan_fn is ours.selective_scan_fn
+    assert mamba_inner_fn is ours.mamba_inner_fn
+    assert bimamba_inner_fn is ours.bimamba_inner_fn
+    assert OldRMSNorm is RMSNorm and RMSNorm is not RMSNormGated
+    modules = selective_scan_cuda, selective_scan_cuda_core, selective_scan_cuda_oflex
+    assert all(callable(module.fwd) and callable(module.bwd) for module in modules)
+    assert callable(causal_conv1d_cuda.causal_conv1d_fwd)
+    functions = [causal_conv1d_fn, causal_conv1d_update, causal_conv1d_varlen_states]
+    functions += [layer_norm_fn, rms_norm_fn, selective_state_update, mamba_chunk_scan_combined]
+    assert all(function.__module__.startswith("zoo.compat.") for function in functions)
+
+
+def test_install_is_idempotent_and_can_be_undone() -> None:
+    finders = len(sys.meta_path)
+    assert zoo.compat.install() == zoo.compat.install()
+    assert len(sys.meta_path) == finders + 1
+    with zoo.compat.installed():
+        importlib.import_module("mamba_ssm")
+    assert importlib.util.find_spec("mamba_ssm") is not None, "it was installed before the block"
+    zoo.compat.uninstall()
+    zoo.compat.uninstall()
+    assert len(sys.meta_path) == finders
+    assert importlib.util.find_spec("mamba_ssm") is None
+    with pytest.raises(ModuleNotFoundError, match="No module named 'mamba_ssm'"):
+        importlib.import_module("mamba_ssm")
+
+
+def test_attributes_lead_to_submodules() -> None:
+    """As in the real package, which imports them all at once."""
+    with zoo.compat.installed():
+        import mamba_ssm
+
+        assert callable(mamba_ssm.ops.triton.ssd_combined.mamba_chunk_scan_combined)
+        assert mamba_ssm.__version__.startswith("2.")
+
+
+def test_missing_names_are_explained() -> None:
+    zoo.compat.install()
+    import mamba_ssm
+
+    text = "mamba_ssm is answered by zoo.compat, which has no 'Mamba' in it, only selective_scan_fn"
+    with pytest.raises(AttributeError, match=text):
+        mamba_ssm.Mamba  # noqa: B018
+    assert not hasattr(mamba_ssm, "Mamba")
+    with pytest.raises(ImportError, match=text):
+        from mamba_ssm import Mamba  # noqa: F401
+    with pytest.raises(ModuleNotFoundError, match=r"no 'modules' in it, .*, ops; for the rest"):
+        importlib.import_module("mamba_ssm.modules.mamba_simple")
+    with pytest.raises(ImportError, match="has no 'causal_conv1d_fwd_function' in it"):
+        from causal_conv1d.causal_conv1d_interface import causal_conv1d_fwd_function  # noqa: F401
+
+
+def test_installed_packages_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "mamba_ssm").mkdir()
+    (tmp_path / "mamba_ssm" / "__init__.py").write_text("real = True\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    caplog.set_level(logging.INFO, "zoo")
+    provided = zoo.compat.install()
+    assert "mamba_ssm" not in provided and "causal_conv1d" in provided
+    assert "mamba_ssm is installed and stays as it is" in caplog.text
+    import mamba_ssm
+
+    assert mamba_ssm.real
+    with pytest.raises(ModuleNotFoundError, match=r"No module named 'mamba_ssm\.ops'"):
+        importlib.import_module("mamba_ssm.ops")
+    del sys.modules["mamba_ssm"]
+
+
+def test_install_imports_nothing_heavy() -> None:
+    code = "import sys, zoo.compat; zoo.compat.install(); print('transformers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
