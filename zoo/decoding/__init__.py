@@ -1,4 +1,4 @@
-"""Generation in fewer passes, over any causal LM: one tree, one verifier, one cache; a file a method."""
+"""Generation in fewer passes, over any causal LM: one tree, one verifier, one cache."""
 
 from zoo.decoding.generate import Acceptance, Generation, generate
 from zoo.decoding.method import Method, Run, list_methods, make_method, register_method

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -71,8 +72,8 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 class Attention:
     """How one model is told which keys the nodes of a tree see.
 
-    By :func:`tree_attention_forward` where the model can exchange its attention, otherwise by a dense
-    mask of four dimensions.
+    By :func:`tree_attention_forward` where the model can exchange its attention, otherwise by a
+    dense mask of four dimensions.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -130,7 +131,5 @@ class Attention:
         allowed = tree_mask(tree.kv_len, tree.anc_bits, tree.start, slots, window)[:, None]
         if not self._additive:
             return allowed
-        import torch
-
         lowest = torch.finfo(dtype).min
         return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, lowest)

@@ -1,6 +1,7 @@
 """A second, smaller language model as the proposer: what all two-model methods share.
 
-The method ``"draft_tree"`` is the simplest use: the draft's own most probable continuations as a tree.
+The method ``"draft_tree"`` is the simplest use: the draft's own most probable continuations as a
+tree.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class DraftModelMethod(Method):
         run.draft_sessions.append(self.session)
 
     def catch_up(self, run: Run, hidden: int | None = None) -> Scores:
-        """Let the draft model read what was decided since, and return what follows, ``[B, 1, V]``."""
+        """Let the draft model read what was decided since; what follows, ``[B, 1, V]``."""
         lengths = self.session.lengths
         return self.session.advance(
             [seq[length:] for seq, length in zip(run.sequences, lengths, strict=True)], hidden

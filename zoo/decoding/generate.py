@@ -29,10 +29,11 @@ class Acceptance:
     Attributes:
         drafted: nodes that were proposed, roots not counted.
         accepted: how many of them became text.
-        offered_by_depth: how often there was a node of that depth below an accepted one (depth 1: the
-            root's children).
+        offered_by_depth: how often there was a node of that depth below an accepted one (depth 1:
+            the root's children).
         accepted_by_depth: how often one of them was accepted.
-        accepted_by_rank: ``(depth, rank)`` of the accepted nodes; rank 0 is a parent's first candidate.
+        accepted_by_rank: ``(depth, rank)`` of the accepted nodes; rank 0 is a parent's first
+            candidate.
     """
 
     drafted: int = 0
@@ -140,8 +141,8 @@ def generate(
         model: a causal LM of transformers (Llama, GPT-2, Qwen2, Mistral and others with a key-value
             cache; Mamba and Mamba-2), in eval mode.
         input_ids: int64 ``[B, T]``.
-        method: name of a method (:func:`zoo.decoding.list_methods`), or a method object, which keeps
-            what it learns from one call to the next.
+        method: name of a method (:func:`zoo.decoding.list_methods`), or a method object, which
+            keeps what it learns from one call to the next.
         attention_mask: ``[B, T]``, 0 where a prompt is padded, on either side.
         max_new_tokens: of each sequence.
         temperature: 0 decodes greedily.
@@ -150,12 +151,14 @@ def generate(
         stop_tokens: end a sequence, and stay in it; by default the model's own.
         seed: of the draws; by default a new one each time.
         on_tokens: called after each step with a sequence's number and its new tokens.
-        on_step: called after each verification with the run, the draft, the scores and the verdicts.
+        on_step: called after each verification with the run, the draft, the scores and the
+            verdicts.
         options: of the method.
 
     Returns:
-        See :class:`Generation`. With a lossless verifier the text is distributed as the model's own; at
-        temperature 0 it is the text of plain greedy decoding, up to rounding in half precision.
+        See :class:`Generation`. With a lossless verifier the text is distributed as the model's
+        own; at temperature 0 it is the text of plain greedy decoding, up to rounding in half
+        precision.
 
     Raises:
         ZooError: for an unknown method or option, or prompts that leave no room.
@@ -186,7 +189,7 @@ def generate(
         scores = run.target.advance([prompt[:-1] for prompt in prompts], method.hidden_layer)
     else:
         scores = run.target.advance(prompts, method.hidden_layer)
-        first = sampler.draw(sampler.probs(scores.logits[:, 0])).tolist()
+        first = verifier.first(scores.logits[:, 0], sampler)
         for row, token in zip(rows, first, strict=True):
             ends[row.number] = row.take([token], max_new_tokens, stop)[1]
             run.sequences[row.number].append(token)

@@ -1,4 +1,4 @@
-"""Draft heads on disk: a folder with ``config.json`` and ``model.safetensors``, or the authors' files."""
+"""Draft heads on disk: ``config.json`` and ``model.safetensors``, or the authors' files."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def head_for(cls: type[HeadT], source: HeadT | str | Path, model: nn.Module) -> 
 
     Args:
         cls: its class, which says in ``from_config`` how to build it.
-        source: the head itself; a folder that :func:`save_head` wrote or that the authors published; a
-            file of weights; ``hf://owner/name``; or the name of a registered model.
+        source: the head itself; a folder that :func:`save_head` wrote or that the authors
+            published; a file of weights; ``hf://owner/name``; or the name of a registered model.
     """
     if isinstance(source, nn.Module):
         head = source

@@ -26,8 +26,8 @@ class Hydra(Method):
 
     Args:
         heads: the trained heads, or the folder or file they are in.
-        tree: paths of ranks; those deeper than there are heads are left out. By default the authors'
-            tree of 63 nodes.
+        tree: paths of ranks; those deeper than there are heads are left out. By default the
+            authors' tree of 63 nodes.
     """
 
     name = "hydra"

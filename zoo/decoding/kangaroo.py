@@ -1,6 +1,7 @@
 """Kangaroo: the target's first layers and a small adapter draft, its other layers verify.
 
-Paper: Kangaroo: Lossless Self-Speculative Decoding via Double Early Exiting (2024, arXiv 2404.18911).
+Paper: Kangaroo: Lossless Self-Speculative Decoding via Double Early Exiting (2024, arXiv
+2404.18911).
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from zoo.models.language.layers import SplitDecoder
 
 @register_method
 class Kangaroo(Method):
-    """A chain of drafts that ends where the draft is not confident; no layer runs twice for a token.
+    """A chain of drafts that ends where the draft is not confident; no layer runs twice for a
+    token.
 
     Args:
         adapter: the trained adapter, or the folder or file it is in; None drafts from the shallow

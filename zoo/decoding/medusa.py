@@ -27,8 +27,8 @@ class Medusa(Method):
 
     Args:
         heads: the trained heads, or the folder or file they are in.
-        tree: paths of ranks; those deeper than there are heads are left out. By default the authors'
-            tree of 63 nodes.
+        tree: paths of ranks; those deeper than there are heads are left out. By default the
+            authors' tree of 63 nodes.
     """
 
     name = "medusa"

@@ -24,8 +24,8 @@ class Run:
     Attributes:
         target: the model that is decoded, with its cache.
         sampler: how tokens are drawn from logits, draft's and target's alike.
-        sequences: the decided tokens of each sequence that is not finished; the last one is the root
-            of the next tree and the only one that the target has not read.
+        sequences: the decided tokens of each sequence that is not finished; the last one is the
+            root of the next tree and the only one that the target has not read.
         stop_tokens: tokens that end a sequence; nothing need be drafted after them.
         draft_sessions: further models with caches; they are counted in the result.
     """
@@ -50,18 +50,18 @@ class Run:
 class Method(ABC):
     """One way of proposing candidates.
 
-    A step is ``propose``, ``score`` (the target reads the tree), verification, ``update``. One object
-    may serve several calls of :func:`zoo.decoding.generate`, one after the other.
+    A step is ``propose``, ``score`` (the target reads the tree), verification, ``update``. One
+    object may serve several calls of :func:`zoo.decoding.generate`, one after the other.
     """
 
     name: ClassVar[str]
     #: Rule of acceptance at temperatures above 0; at 0 it is always the greedy one.
     verifier: ClassVar[str] = "sample_match"
-    #: Whether the last prompt token is the first root. Otherwise the target reads the whole prompt at
-    #: first, and its next token is the root.
+    #: Whether the last prompt token is the first root. Otherwise the target reads the whole prompt
+    #: at first, and its next token is the root.
     starts_from_prompt: ClassVar[bool] = True
-    #: Which of the target's hidden states ``start`` and ``update`` read: after so many layers, -1 for
-    #: those of the last norm, None for none.
+    #: Which of the target's hidden states ``start`` and ``update`` read: after so many layers, -1
+    #: for those of the last norm, None for none.
     hidden_layer: int | None = None
 
     def start(self, run: Run, prompt: Scores | None) -> None:  # noqa: B027
@@ -107,7 +107,7 @@ def list_methods() -> list[str]:
     """Names of all methods, plain decoding first."""
     for file in _FILES:
         import_module(f"zoo.decoding.{file}")
-    return list(_METHODS)
+    return ["plain", *sorted(set(_METHODS) - {"plain"})]
 
 
 def make_method(name: str, **options) -> Method:

@@ -1,8 +1,8 @@
 """Token-level draft selection by optimal transport with membership cost (SpecTr, arXiv 2310.15141).
 
 Given k independent draws from q, give one token distributed as p that is among them as often as
-possible. The paper writes p for the draft and q for the target; here, as in most code, it is the other
-way round.
+possible. The paper writes p for the draft and q for the target; here, as in most code, it is the
+other way round.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-BISECTIONS = 60
+#: The upper end of the bracket is a valid factor; it is too large by k / 2^30 at most.
+BISECTIONS = 30
 
 
 class KSeqRule(NamedTuple):
@@ -76,7 +77,7 @@ def k_seq(q: Tensor, p: Tensor, k: int, rho: float | None = None) -> KSeqRule:
 
 
 def recursive_rejection_acceptance(q: Tensor, p: Tensor, k: int) -> Tensor:
-    """Probability that trying k independent candidates one after the other keeps one (SpecInfer)."""
+    """Probability that trying k independent candidates in turn keeps one (SpecInfer)."""
     left, rejected = p, torch.ones(q.shape[:-1], dtype=q.dtype, device=q.device)
     for _ in range(k):
         rejected = rejected * (1 - torch.minimum(q, left).sum(-1))

@@ -23,9 +23,9 @@ def is_recurrent(model: nn.Module) -> bool:
 class RecurrentSession(Session):
     """A state-space model of transformers (Mamba, Mamba-2, Falcon-Mamba).
 
-    Nodes of one depth go through the model together, each from a copy of its parent's state; so a tree
-    costs one pass for each of its levels, and memory for one state for each of its nodes. The result
-    is exact, but a chain or a tree is not scored in less time than its tokens one by one.
+    Nodes of one depth go through the model together, each from a copy of its parent's state; so a
+    tree costs one pass for each of its levels, and memory for one state for each of its nodes. The
+    result is exact, but a chain or a tree is not scored in less time than its tokens one by one.
     """
 
     def __init__(self, model: nn.Module, batch_size: int) -> None:

@@ -60,7 +60,7 @@ class Sampler:
         return probs
 
     def draw(self, probs: Tensor) -> Tensor:
-        """One token from each distribution: ``[..., V]`` -> ``[...]``; they need not be normalised."""
+        """One token from each distribution, normalised or not: ``[..., V]`` -> ``[...]``."""
         flat = probs.reshape(-1, probs.shape[-1])
         return torch.multinomial(flat, 1, generator=self.generator).view(probs.shape[:-1])
 

@@ -22,8 +22,8 @@ class Scores(NamedTuple):
 
     Attributes:
         logits: ``[B, n, V]``, of the token that follows each node.
-        hidden: ``[B, n, d]``, states after the number of layers that was asked for; -1: those that the
-            logits are computed from, after the final norm.
+        hidden: ``[B, n, d]``, states after the number of layers that was asked for; -1: those that
+            the logits are computed from, after the final norm.
     """
 
     logits: Tensor
@@ -34,8 +34,8 @@ class Session(ABC):
     """A model, and the sequences of a batch as far as it has read them.
 
     The committed part of sequence b has ``lengths[b]`` tokens. On top of it stands the open tree:
-    nodes that were scored but are not decided yet. :meth:`grow` adds nodes to it, :meth:`commit` keeps
-    one path of each sequence and drops the rest.
+    nodes that were scored but are not decided yet. :meth:`grow` adds nodes to it, :meth:`commit`
+    keeps one path of each sequence and drops the rest.
     """
 
     def __init__(self, model: nn.Module, batch_size: int) -> None:
@@ -62,8 +62,8 @@ class Session(ABC):
         """Read decided tokens, at least one for each sequence.
 
         Returns:
-            Logits ``[B, 1, V]`` after the last token of each sequence, and the states ``[B, n, d]`` of
-            all of them, which in shorter rows are followed by meaningless ones.
+            Logits ``[B, 1, V]`` after the last token of each sequence, and the states ``[B, n, d]``
+            of all of them, which in shorter rows are followed by meaningless ones.
         """
 
     @abstractmethod
@@ -86,7 +86,7 @@ class Session(ABC):
 
 
 def open_session(model: nn.Module, batch_size: int) -> Session:
-    """The session that fits a model: with attention caches or, for state-space models, with states."""
+    """The session that fits a model: with attention caches or with recurrent states."""
     from zoo.decoding.recurrent import RecurrentSession, is_recurrent
 
     if is_recurrent(model):
@@ -126,7 +126,8 @@ class AttentionSession(Session):
         """Read decided tokens or embeddings and commit them.
 
         Args:
-            inputs: ``input_ids`` ``[B, n]`` or ``inputs_embeds`` ``[B, n, d]``, padded on the right.
+            inputs: ``input_ids`` ``[B, n]`` or ``inputs_embeds`` ``[B, n, d]``, padded on the
+                right.
             counts: how many of each row are real, at least one.
             hidden: which states to return as well.
         """
@@ -163,8 +164,8 @@ class AttentionSession(Session):
         return self.described(parents.shape[1])
 
     def described(self, newest: int) -> tuple[Tensor, dict[str, Any]]:
-        """Of the ``newest`` nodes: positions ``[B, n]``, and the keyword arguments of a model's call or
-        a layer's that tell its attention what they see."""
+        """Of the ``newest`` nodes: positions ``[B, n]``, and the keyword arguments of a model's
+        call or a layer's that tell its attention what they see."""
         rows = ancestor_matrix(self.parents)[:, -newest:]  # [B, n, M]
         lengths = torch.tensor(self.lengths, device=self.device)
         tree = OpenTree(lengths, pack_ancestors(rows), torch.full_like(lengths, self.slots))

@@ -1,6 +1,7 @@
 """SpecDec++: speculative sampling that stops drafting when a rejection is likely.
 
-Paper: SpecDec++: Boosting Speculative Decoding via Adaptive Candidate Lengths (2024, arXiv 2405.19715).
+Paper: SpecDec++: Boosting Speculative Decoding via Adaptive Candidate Lengths (2024, arXiv
+2405.19715).
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Speculative(DraftModelMethod):
             chosen.append(token)
             if not sampler.greedy:
                 probs.append(q)
-            counts = [count + int(run_on) for count, run_on in zip(counts, running.tolist())]
+            counts = [n + int(on) for n, on in zip(counts, running.tolist(), strict=True)]
             stops = self.rule.stops(len(chosen), q.amax(-1), hidden) | torch.isin(token, stop)
             running = running & ~stops
             if not running.any():

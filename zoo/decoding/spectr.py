@@ -1,7 +1,7 @@
 """SpecTr: several independent drafts, of which near-optimal transport keeps the most.
 
-Paper: SpecTr: Fast Speculative Decoding via Optimal Transport (2023, arXiv 2310.15141). One draft is
-ordinary speculative sampling.
+Paper: SpecTr: Fast Speculative Decoding via Optimal Transport (2023, arXiv 2310.15141). One draft
+is ordinary speculative sampling.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class SpecTr(DraftModelMethod):
             places = torch.tensor(
                 [
                     [nodes.index(node) for node in trie.at]
-                    for trie, nodes in zip(self._tries, fresh)
+                    for trie, nodes in zip(self._tries, fresh, strict=True)
                 ],
                 device=probs.device,
             )

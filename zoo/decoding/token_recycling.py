@@ -1,7 +1,7 @@
 """Token Recycling: the runners-up of earlier steps are the candidates of later ones.
 
-Paper: Turning Trash into Treasure: Accelerating Inference of Large Language Models with Token Recycling
-(2024, arXiv 2408.08696). No training and no model: a matrix of V x 8 tokens.
+Paper: Turning Trash into Treasure: Accelerating Inference of Large Language Models with Token
+Recycling (2024, arXiv 2408.08696). No training and no model: a matrix of V x 8 tokens.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class TokenRecycling(Method):
     The object keeps its matrix from one call of :func:`zoo.decoding.generate` to the next.
 
     Args:
-        tree: shape of the candidates; a path is a list of places in the matrix' rows. By default the
-            authors' template "2.2.2" of 80 nodes.
+        tree: shape of the candidates; a path is a list of places in the matrix' rows. By default
+            the authors' template "2.2.2" of 80 nodes.
         top_k: width of the matrix.
         read_prompt: also enter what the target would have said along the prompt (not in the paper).
         matrix: file of a saved matrix to start from.
@@ -97,7 +97,8 @@ class TokenRecycling(Method):
 
     def _enter(self, tokens: Tensor, logits: Tensor) -> None:
         best = logits.topk(self.top_k, dim=-1).indices.to(self.matrix.dtype)
-        # a token may stand in the tree several times: the last node wins, the deepest, on any device
+        # a token may stand in the tree several times: the last node wins, the deepest, on any
+        # device
         order = torch.arange(len(tokens), device=tokens.device)
         last = torch.full((len(self.matrix),), -1, device=tokens.device)
         last.scatter_reduce_(0, tokens, order, "amax")

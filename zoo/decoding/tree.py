@@ -24,8 +24,10 @@ class Tree:
     """The shape of a candidate tree; tokens are kept apart, so that a shape can be used again.
 
     Args:
-        parents: parent of each node; -1 for the first, and every other parent comes before its node.
-        ranks: place of each node among its parent's sorted candidates; order of appearance by default.
+        parents: parent of each node; -1 for the first, and every other parent comes before its
+            node.
+        ranks: place of each node among its parent's sorted candidates; order of appearance by
+            default.
     """
 
     def __init__(self, parents: Sequence[int], ranks: Sequence[int] | None = None) -> None:
@@ -79,30 +81,6 @@ class Tree:
             [ROOT, *(index[path[:-1]] for path in paths)], [0, *(path[-1] for path in paths)]
         )
 
-    @classmethod
-    def merge(cls, drafts: Sequence[Sequence[int]]) -> tuple[Tree, list[int], list[list[int]]]:
-        """Merge token sequences that follow the same root into a trie.
-
-        Returns:
-            The tree; the token of every node but the root, with 0 in the root's place; and for every
-            node its children in the order in which the sequences came, a child that two sequences
-            share standing there twice.
-        """
-        parents, tokens, draws = [ROOT], [0], [[]]
-        index: dict[tuple[int, int], int] = {}
-        for draft in drafts:
-            node = 0
-            for token in draft:
-                child = index.get((node, token))
-                if child is None:
-                    child = index[node, token] = len(parents)
-                    parents.append(node)
-                    tokens.append(token)
-                    draws.append([])
-                draws[node].append(child)
-                node = child
-        return cls(parents), tokens, draws
-
     def __len__(self) -> int:
         return len(self.parents)
 
@@ -148,7 +126,7 @@ class Tree:
         return tuple(reversed(nodes))
 
     def limited(self, depth: int, ranks: int) -> Tree:
-        """The same tree without nodes deeper than ``depth``, and without ranks from ``ranks`` on."""
+        """The same tree without nodes deeper than ``depth`` or of rank ``ranks`` and above."""
         keep: list[int] = []
         for node, parent in enumerate(self.parents):
             inside = self.depths[node] <= depth and self.ranks[node] < ranks
@@ -185,7 +163,8 @@ def best_static_tree(accuracy: Tensor, size: int) -> Tree:
     neighbour (next sibling or first child) is added again and again.
 
     Args:
-        accuracy: ``[depth, rank]``, probability that the candidate of that rank is right at that depth.
+        accuracy: ``[depth, rank]``, probability that the candidate of that rank is right at that
+            depth.
         size: number of nodes besides the root, at most what ``accuracy`` has room for.
     """
     table = accuracy.double().tolist()

@@ -1,13 +1,14 @@
 """Verification: from the target's logits at every node, which path is kept and which token follows.
 
 All rules but the typical one leave the distribution of the text as it is; greedy decoding is the
-special case of temperature 0. In the two rejection rules and k-SEQ the letters are those of most code:
-p is the target's distribution, q the draft's.
+special case of temperature 0. In the two rejection rules and k-SEQ the letters are those of most
+code: p is the target's distribution, q the draft's.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -61,6 +62,10 @@ class Verifier(ABC):
     #: Whether the text is distributed exactly as the target's own.
     lossless: ClassVar[bool] = True
 
+    def first(self, logits: Tensor, sampler: Sampler) -> list[int]:
+        """The tokens after prompts, from logits ``[B, V]``."""
+        return sampler.draw(sampler.probs(logits)).tolist()
+
     def verify(self, draft: Draft, logits: Tensor, sampler: Sampler) -> list[Verdict]:
         """Judge each sequence of a batch; ``logits`` is ``[B, N, V]``."""
         return [
@@ -92,7 +97,8 @@ class Greedy(Verifier):
 
 
 class SampleMatch(Verifier):
-    """Draw the next token from the target at every node that is reached, and go on if it is a child.
+    """Draw the next token from the target at every node that is reached, and go on if it is a
+    child.
 
     Exact for every tree, however it was found; recommended by Medusa's authors where typical
     acceptance will not do.
@@ -112,8 +118,8 @@ class SampleMatch(Verifier):
 class Typical(Verifier):
     """Typical acceptance of Medusa (arXiv 2401.10774, section 2.3.1); not distribution-preserving.
 
-    A token is plausible if its probability is above ``min(threshold, alpha * exp(-entropy))``; of the
-    longest plausible paths the most probable is kept, and the target's best token follows.
+    A token is plausible if its probability is above ``min(threshold, alpha * exp(-entropy))``; of
+    the longest plausible paths the most probable is kept, and the target's best token follows.
 
     Args:
         threshold: epsilon of the paper.
@@ -125,6 +131,10 @@ class Typical(Verifier):
 
     def __init__(self, threshold: float = 0.09, alpha: float = 0.3) -> None:
         self.threshold, self.alpha = threshold, alpha
+
+    def first(self, logits: Tensor, sampler: Sampler) -> list[int]:
+        """The most probable tokens after prompts."""
+        return logits.argmax(-1).tolist()
 
     def verify_row(self, draft: Draft, row: int, logits: Tensor, sampler: Sampler) -> Verdict:
         """Judge one sequence."""
@@ -157,9 +167,9 @@ class Rejection(Verifier):
     """Speculative sampling: accept x with probability min(1, p(x) / q(x)), else go to the residual.
 
     On a chain this is the rule of Leviathan et al. (arXiv 2211.17192). In a tree the children are
-    tried in turn against what the earlier ones left (SpecInfer, arXiv 2305.09781): independent draws
-    leave q as it is; drawing without replacement takes the earlier siblings out of q; children that
-    were not drawn at all count as certain, so a rejection takes their token out of p.
+    tried in turn against what the earlier ones left (SpecInfer, arXiv 2305.09781): independent
+    draws leave q as it is; drawing without replacement takes the earlier siblings out of q;
+    children that were not drawn at all count as certain, so a rejection takes their token out of p.
     """
 
     name = "rejection"
@@ -241,8 +251,8 @@ class KSeq(Verifier):
             node = child
 
 
-def _follow(tree: Tree, tokens: list[int], token_at) -> Verdict:
-    """Walk down from the root to the child whose token ``token_at(node)`` says, while there is one."""
+def _follow(tree: Tree, tokens: list[int], token_at: Callable[[int], int]) -> Verdict:
+    """Walk down from the root to the child with token ``token_at(node)``, while there is one."""
     node, path = 0, []
     while True:
         token = token_at(node)
@@ -256,7 +266,7 @@ def _follow(tree: Tree, tokens: list[int], token_at) -> Verdict:
 
 
 def _normalised(residual: Tensor, fallback: Tensor) -> Tensor:
-    """``residual`` with sum 1; where rounding left nothing of it, the rejection cannot have happened."""
+    """``residual`` with sum 1; if rounding left nothing of it, the rejection was impossible."""
     total = residual.sum()
     return residual / total if total > 0 else fallback
 

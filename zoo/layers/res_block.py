@@ -13,7 +13,8 @@ class ResBlock(nn.Module):
         d_model: width of the output.
         conditions: further vectors of that width which are concatenated to the input (Hydra, arXiv
             2402.05109); R is the identity without any, a linear map with.
-        zero_init: start with W = 0, so that a block without conditions is the identity but for the bias.
+        zero_init: start with W = 0, so that a block without conditions is the identity but for the
+            bias.
     """
 
     def __init__(self, d_model: int, conditions: int = 0, zero_init: bool = True) -> None:

@@ -106,7 +106,7 @@ def tree_attention_reference(
 def tree_mask(
     kv_len: Tensor, anc_bits: Tensor, tree_start: Tensor, slots: int, window: int = 0
 ) -> Tensor:
-    """Which slots each node sees: bool ``[B, N, slots]``; arguments as for :func:`tree_attention`."""
+    """Which slots each node sees, bool ``[B, N, slots]``; see :func:`tree_attention`."""
     ancestors = unpack_ancestors(anc_bits, anc_bits.shape[-1] * 64)  # [B, N, M]
     slot = torch.arange(slots, device=kv_len.device)
     prefix = slot < kv_len[:, None]  # [B, S]

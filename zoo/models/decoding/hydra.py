@@ -1,7 +1,7 @@
 """Hydra: draft heads that see what the earlier heads proposed.
 
-Paper: Hydra: Sequentially-Dependent Draft Heads for Medusa Decoding (2024, arXiv 2402.05109). Keys and
-the tying of blocks are those of the authors' ``hydra_lm_head.pt``.
+Paper: Hydra: Sequentially-Dependent Draft Heads for Medusa Decoding (2024, arXiv 2402.05109). Keys
+and the tying of blocks are those of the authors' ``hydra_lm_head.pt``.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class HydraHeads(nn.Module):
         vocab_size: of the LM.
         num_heads: K.
         num_layers: residual blocks of a head; all after the first are one block applied again.
-        arch: ``"mlp"`` (Hydra: u is the hidden state) or ``"prefix-mlp"`` (Hydra++: u is the output of
-            one more transformer layer over the hidden states of the whole prefix).
+        arch: ``"mlp"`` (Hydra: u is the hidden state) or ``"prefix-mlp"`` (Hydra++: u is the output
+            of one more transformer layer over the hidden states of the whole prefix).
         dropout: before every block of ``"prefix-mlp"``.
         grounded: False: the heads do not see the tokens, which makes them Medusa heads.
         prefix: settings of the prefix layer, as :class:`transformers.LlamaConfig` names them.
@@ -114,7 +114,7 @@ class HydraHeads(nn.Module):
         return self.prefix_embeding_layer(inputs_embeds=hidden, use_cache=False).last_hidden_state
 
     def head(self, i: int, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Head i on u and embeddings ``[..., (i + 2) d]`` -> logits ``[..., V]``, state ``[..., d]``."""
+        """Head i on u and embeddings ``[..., (i + 2) d]``: logits and state, ``[..., V or d]``."""
         if not self.grounded:
             inputs = inputs[..., : self.config["d_model"]]
         state = self.hydra_mlp[i](inputs)
@@ -128,8 +128,8 @@ class HydraHeads(nn.Module):
             embeds: ``[B, T, d]``, input embeddings of the same tokens.
 
         Returns:
-            Logits ``[K, B, T, V]`` and head states ``[K, B, T, d]``. Head i means nothing at the last
-            i + 1 positions, where the tokens it would read are the text's first.
+            Logits ``[K, B, T, V]`` and head states ``[K, B, T, d]``. Head i means nothing at the
+            last i + 1 positions, where the tokens it would read are the text's first.
         """
         inputs = [self.states(hidden)]
         logits, states = [], []

@@ -1,7 +1,7 @@
 """Kangaroo's adapter: one attention layer that turns shallow states into draft states.
 
-Paper: Kangaroo: Lossless Self-Speculative Decoding via Double Early Exiting (2024, arXiv 2404.18911).
-Keys are those of the authors' ``pytorch_model.bin``.
+Paper: Kangaroo: Lossless Self-Speculative Decoding via Double Early Exiting (2024, arXiv
+2404.18911). Keys are those of the authors' ``pytorch_model.bin``.
 """
 
 from __future__ import annotations
@@ -39,11 +39,12 @@ class _AttentionOnlyLayer(nn.Module):
 class KangarooAdapter(nn.Module):
     """Attention and a norm over the states of the target's first layers (section 3.1).
 
-    The output goes into the target's own ``lm_head``. It is called like a model of transformers with
-    ``inputs_embeds``, so that it keeps its keys in the same cache objects.
+    The output goes into the target's own ``lm_head``. It is called like a model of transformers
+    with ``inputs_embeds``, so that it keeps its keys in the same cache objects.
 
     Args:
-        hidden_size, num_attention_heads, num_key_value_heads, rms_norm_eps, max_position_embeddings,
+        hidden_size, num_attention_heads, num_key_value_heads, rms_norm_eps,
+        max_position_embeddings,
             rope_parameters: of the target.
     """
 

@@ -25,8 +25,8 @@ class MedusaHeads(nn.Module):
         d_model: width of the hidden states.
         vocab_size: of the LM.
         num_heads: K.
-        num_layers: residual blocks of a head; they are one block applied so often, as in the authors'
-            code.
+        num_layers: residual blocks of a head; they are one block applied so often, as in the
+            authors' code.
         lm_head: weight ``[V, d]`` that every head's output starts from.
     """
 

@@ -1,7 +1,7 @@
 """SpecDec++'s acceptance head: how likely is it that the target accepts this drafted token?
 
-Paper: SpecDec++: Boosting Speculative Decoding via Adaptive Candidate Lengths (2024, arXiv 2405.19715).
-Keys are those of the authors' published head.
+Paper: SpecDec++: Boosting Speculative Decoding via Adaptive Candidate Lengths (2024, arXiv
+2405.19715). Keys are those of the authors' published head.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Parts of a decoder of transformers, run one by one: embedding, some of the layers, norm and head."""
+"""Parts of a decoder of transformers, run one by one."""
 
 from __future__ import annotations
 

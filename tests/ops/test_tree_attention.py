@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from zoo.decoding.tree import Tree, ancestor_matrix, batch_parents
+from zoo.ops.tree_attention import (
+    commit_path,
+    pack_ancestors,
+    tree_attention,
+    tree_attention_reference,
+    unpack_ancestors,
+)
+
+DTYPES = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
+
+
+def random_tree(size: int, generator: torch.Generator) -> Tree:
+    return Tree([-1, *(int(torch.randint(n, (), generator=generator)) for n in range(1, size))])
+
+
+def case(
+    batch=2, heads=4, kv_heads=2, nodes=9, dim=16, prefix=(21, 5), dtype=torch.float32, seed=0
+):
+    generator = torch.Generator().manual_seed(seed)
+    trees = [random_tree(nodes, generator) for _ in range(batch)]
+    kv_len = torch.tensor(prefix[:batch])
+    slots = int(kv_len.max()) + nodes + 3
+    q = torch.randn(batch, heads, nodes, dim, generator=generator).to(dtype)
+    k, v = (torch.randn(batch, kv_heads, slots, dim, generator=generator).to(dtype) for _ in "kv")
+    return trees, q, k, v, kv_len, pack_ancestors(ancestor_matrix(batch_parents(trees)))
+
+
+def one_by_one(trees, q, k, v, kv_len, start, scale=None, window=0):
+    """Every query on its own, over the keys of its path in order."""
+    out = torch.empty_like(q, dtype=torch.float64)
+    groups = q.shape[1] // k.shape[1]
+    for b, tree in enumerate(trees):
+        for node in range(q.shape[2]):
+            slots = [*range(int(kv_len[b])), *(int(start[b]) + n for n in tree.path(node))]
+            slots = slots[-window:] if window else slots
+            for h in range(q.shape[1]):
+                keys, values = (t[b, h // groups, slots].double() for t in (k, v))
+                scores = keys @ q[b, h, node].double() * (scale or q.shape[-1] ** -0.5)
+                out[b, h, node] = scores.softmax(0) @ values
+    return out
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        dict(),
+        dict(nodes=1),
+        dict(nodes=64, batch=1, prefix=(100,)),
+        dict(nodes=70, batch=1, prefix=(3,)),
+        dict(nodes=130, batch=1, prefix=(17,)),
+        dict(prefix=(0, 1)),
+        dict(dim=40, heads=3, kv_heads=1),
+        dict(dim=128, heads=2, kv_heads=2, prefix=(257, 64)),
+        dict(dim=256, heads=2, kv_heads=1),
+        dict(dim=7),
+    ],
+    ids=str,
+)
+def test_every_query_sees_its_path(shape, dtype) -> None:
+    trees, q, k, v, kv_len, bits = case(**shape, dtype=dtype)
+    out = tree_attention(q, k, v, kv_len, bits)
+    assert out.dtype == dtype and out.shape == q.shape
+    expected = one_by_one(trees, q, k, v, kv_len, kv_len)
+    torch.testing.assert_close(out.double(), expected, atol=DTYPES[dtype], rtol=DTYPES[dtype])
+
+
+@pytest.mark.parametrize("window", [1, 2, 4, 15, 100])
+def test_windows_count_positions_not_slots(window: int) -> None:
+    trees, q, k, v, kv_len, bits = case()
+    out = tree_attention(q, k, v, kv_len, bits, window=window)
+    expected = one_by_one(trees, q, k, v, kv_len, kv_len, window=window)
+    torch.testing.assert_close(out.double(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_tree_may_start_behind_a_gap_and_scale_is_free() -> None:
+    trees, q, k, v, kv_len, bits = case()
+    start = torch.full_like(kv_len, 23)
+    out = tree_attention(q, k, v, kv_len, bits, tree_start=start, scale=0.3)
+    expected = one_by_one(trees, q, k, v, kv_len, start, scale=0.3)
+    torch.testing.assert_close(out.double(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_last_nodes_of_a_tree_can_be_asked_alone() -> None:
+    _, q, k, v, kv_len, bits = case()
+    whole = tree_attention(q, k, v, kv_len, bits)
+    part = tree_attention(q[:, :, 6:], k, v, kv_len, bits[:, 6:])
+    torch.testing.assert_close(part, whole[:, :, 6:])
+
+
+def test_a_chain_is_causal_attention() -> None:
+    _, q, k, v, _, _ = case(batch=1, nodes=24, heads=2)
+    k, v = k[:, :, :24], v[:, :, :24]
+    bits = pack_ancestors(Tree.chain(23).ancestors)[None]
+    out = tree_attention(q, k, v, torch.tensor([0]), bits)
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_strides_and_unwritten_slots_do_not_matter() -> None:
+    _, q, k, v, kv_len, bits = case()
+    expected = tree_attention(q, k, v, kv_len, bits)
+    odd = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in (q, k, v)]
+    torch.testing.assert_close(tree_attention(*odd, kv_len, bits), expected)
+    wide = [torch.cat([t, t], -1)[..., : t.shape[-1]] for t in (q, k, v)]
+    torch.testing.assert_close(tree_attention(*wide, kv_len, bits), expected)
+    k, v = k.clone(), v.clone()
+    for row, length in enumerate(kv_len.tolist()):
+        k[row, :, length + 9 :] = float("nan")
+        v[row, :, length + 9 :] = float("nan")
+    # the second sequence's own gap is not touched by the first one's longer prefix
+    torch.testing.assert_close(tree_attention(q, k, v, kv_len, bits), expected)
+
+
+def test_pages() -> None:
+    _, q, k, v, kv_len, bits = case()
+    size, pages = 8, -(-k.shape[2] // 8)
+    k, v = (torch.nn.functional.pad(t, (0, 0, 0, pages * size - t.shape[2])) for t in (k, v))
+    expected = tree_attention(q, k, v, kv_len, bits)
+    order = torch.randperm(2 * pages, generator=torch.Generator().manual_seed(0))
+    table = order.view(2, pages)
+    paged = []
+    for t in (k, v):
+        split = t.unflatten(2, (pages, size)).transpose(1, 2).flatten(0, 1)
+        pool = torch.empty_like(split)
+        pool[order] = split
+        paged.append(pool)
+    out = tree_attention(q, *paged, kv_len, bits, block_table=table)
+    torch.testing.assert_close(out, expected)
+
+
+def test_gradients() -> None:
+    _, q, k, v, kv_len, bits = case(nodes=4, dim=3, prefix=(3, 1), dtype=torch.float64)
+    inputs = [t.requires_grad_() for t in (q, k, v)]
+    assert torch.autograd.gradcheck(lambda *t: tree_attention(*t, kv_len, bits), inputs)
+
+
+def test_bits_round_trip() -> None:
+    bits = torch.rand(3, 5, 130, generator=torch.Generator().manual_seed(0)) < 0.5
+    packed = pack_ancestors(bits)
+    assert packed.shape == (3, 5, 3) and packed.dtype == torch.int64
+    assert torch.equal(unpack_ancestors(packed, 130), bits)
+
+
+def test_commit_keeps_the_path() -> None:
+    _, _, k, v, kv_len, _ = case()
+    path, count = torch.tensor([[0, 2, 5, 8], [0, 7, 0, 0]]), torch.tensor([4, 2])
+    kept_k, kept_v = k.clone(), v.clone()
+    commit_path(kept_k, kept_v, kv_len, path, count)
+    for cache, kept in ((k, kept_k), (v, kept_v)):
+        for row, n in enumerate(count.tolist()):
+            length = int(kv_len[row])
+            slots = (length + path[row, :n]).tolist()
+            assert torch.equal(kept[row, :, length : length + n], cache[row, :, slots])
+            assert torch.equal(kept[row, :, :length], cache[row, :, :length])
+    start = torch.tensor([23, 23])
+    commit_path(kept_k, kept_v, kv_len, path, count, start)
+    assert torch.equal(kept_k[1, :, 5:7], k[1, :, [23, 30]])
+
+
+def test_wrong_shapes_are_refused() -> None:
+    _, q, k, v, kv_len, bits = case()
+    for change in (
+        dict(q=q[..., :5]),
+        dict(k=k[:, :1]),
+        dict(kv_len=kv_len[:1]),
+        dict(anc_bits=bits[:, :3]),
+        dict(q=q[:, :3]),
+    ):
+        arguments = dict(q=q, k=k, v=v, kv_len=kv_len, anc_bits=bits) | change
+        with pytest.raises(ValueError, match="tree_attention"):
+            tree_attention(**arguments)
+
+
+def test_the_reference_is_what_it_says() -> None:
+    trees, q, k, v, kv_len, bits = case(seed=3)
+    out = tree_attention_reference(q, k, v, kv_len, bits, kv_len, None, 0.25, 0)
+    expected = one_by_one(trees, q, k, v, kv_len, kv_len)
+    torch.testing.assert_close(out.double(), expected, atol=1e-5, rtol=1e-5)
