@@ -1,5 +1,17 @@
 """Functional ops."""
 
+from zoo.ops.causal_conv1d import (
+    causal_conv1d,
+    causal_conv1d_reference,
+    causal_conv1d_update,
+    causal_conv1d_update_reference,
+)
+from zoo.ops.cross_scan import (
+    cross_merge,
+    cross_merge_reference,
+    cross_scan,
+    cross_scan_reference,
+)
 from zoo.ops.selective_scan import selective_scan, selective_scan_reference
 from zoo.ops.selective_state_update import (
     selective_state_update,
@@ -7,6 +19,14 @@ from zoo.ops.selective_state_update import (
 )
 
 __all__ = [
+    "causal_conv1d",
+    "causal_conv1d_reference",
+    "causal_conv1d_update",
+    "causal_conv1d_update_reference",
+    "cross_merge",
+    "cross_merge_reference",
+    "cross_scan",
+    "cross_scan_reference",
     "selective_scan",
     "selective_scan_reference",
     "selective_state_update",

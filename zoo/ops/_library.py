@@ -1,4 +1,4 @@
-"""The compiled kernels behind ``zoo.ops``: where they are, what was built, what answers without them."""
+"""The compiled kernels behind ``zoo.ops``, and what answers where they are missing."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _warn_once(device: str) -> None:
     _warned.add(device)
     reason = unavailable.get(device, f"there are none for '{device}'")
     warnings.warn(
-        f"zoo.ops answers with its PyTorch reference, which is correct but slow: no compiled kernels "
+        f"zoo.ops answers with its PyTorch reference, correct but slow: no compiled kernels "
         f"on '{device}' ({reason}). Build them with `pip install --no-build-isolation .` "
         "in the source folder of ssm-zoo.",
         stacklevel=4,
