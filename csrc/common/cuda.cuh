@@ -78,7 +78,7 @@ __device__ __forceinline__ float exp2_fast(float x) {
 }
 __device__ __forceinline__ double exp2_fast(double x) { return exp2(x); }
 
-constexpr double kLog2E = 1.4426950408889634;
+constexpr double kLog2E = 1.4426950408889634, kLn2 = 0.6931471805599453;
 
 template <class F>
 __device__ __forceinline__ F exp_fast(F x) {
@@ -92,9 +92,7 @@ __device__ __forceinline__ double sigmoid(double x) { return 1.0 / (1.0 + exp(-x
 __device__ __forceinline__ float softplus(float x) { return x > 20.0f ? x : log1pf(exp_fast(x)); }
 __device__ __forceinline__ double softplus(double x) { return x > 40.0 ? x : log1p(exp(x)); }
 
-// `kSteps` values from `p` on, `stride` elements apart; what is at or behind `valid` reads as zero.
-// `kBytes` is the widest access that the caller knows to be aligned and in one piece: sizeof(T), or
-// 4 to 16, which needs stride 1.
+// Values that stand together in memory, read and written kBytes at a time, to which `p` must be aligned.
 template <int kBytes, int kSteps, class T>
 __device__ __forceinline__ void load_aligned(Accumulator<T> (&out)[kSteps], const T* p) {
   constexpr int kWide = kBytes / static_cast<int>(sizeof(T));
@@ -113,6 +111,7 @@ __device__ __forceinline__ void load_aligned(Accumulator<T> (&out)[kSteps], cons
 template <int kBytes, int kSteps, class T>
 __device__ __forceinline__ void store_aligned(const Accumulator<T> (&in)[kSteps], T* p) {
   constexpr int kWide = kBytes / static_cast<int>(sizeof(T));
+  static_assert(kWide >= 1 && kSteps % kWide == 0);
   struct __align__(kBytes) Pack {
     T v[kWide];
   };
@@ -124,5 +123,84 @@ __device__ __forceinline__ void store_aligned(const Accumulator<T> (&in)[kSteps]
     *reinterpret_cast<Pack*>(p + i) = pack;
   }
 }
+
+// The widest access, in bytes, that successive elements from each row of [batch, channel] on permit.
+template <class T>
+int access_bytes(const T* data, int64_t batch, int64_t channel, int64_t step) {
+  if (step != 1) return static_cast<int>(sizeof(T));
+  const int64_t bits = static_cast<int64_t>(reinterpret_cast<uintptr_t>(data)) |
+                       (batch | channel) * static_cast<int64_t>(sizeof(T));
+  return bits % 16 == 0 ? 16 : bits % 8 == 0 ? 8 : static_cast<int>(sizeof(T));
+}
+
+// kSteps values, `stride` elements apart; what is at or behind `valid` reads as zero. `bytes` as above, with
+// `p` a multiple of kSteps elements behind the start of the row.
+template <int kSteps, class T>
+__device__ __forceinline__ void load_steps(Accumulator<T> (&out)[kSteps], const T* p, int64_t stride,
+                                           int64_t valid, int bytes) {
+  if (valid >= kSteps) {
+    if (bytes == 16) return load_aligned<16>(out, p);
+    if constexpr (sizeof(T) < 8) {
+      if (bytes == 8) return load_aligned<8>(out, p);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kSteps; ++i) out[i] = i < valid ? widen(p[i * stride]) : 0;
+}
+
+template <int kSteps, class T>
+__device__ __forceinline__ void store_steps(const Accumulator<T> (&in)[kSteps], T* p, int64_t stride,
+                                            int64_t valid, int bytes) {
+  if (valid >= kSteps) {
+    if (bytes == 16) return store_aligned<16>(in, p);
+    if constexpr (sizeof(T) < 8) {
+      if (bytes == 8) return store_aligned<8>(in, p);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kSteps; ++i)
+    if (i < valid) p[i * stride] = narrow<T>(in[i]);
+}
+
+// Sums over the first of two dimensions, always in the same order. A thread has one column.
+template <class In, class Out>
+__global__ void sum_rows_kernel(const In* in, Out* out, int64_t rows, int64_t columns) {
+  const int64_t column = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (column >= columns) return;
+  In sum = 0;
+#pragma unroll 4
+  for (int64_t row = 0; row < rows; ++row) sum += in[row * columns + column];
+  out[column] = narrow<Out>(sum);
+}
+
+constexpr int kSumThreads = 128;
+
+inline dim3 blocks_for(int64_t items, int threads) {
+  return dim3{static_cast<unsigned>((items + threads - 1) / threads), 1, 1};
+}
+
+template <class In, class Out>
+cudaError_t sum_rows(const In* in, Out* out, int64_t rows, int64_t columns, void* stream) {
+  return launch(sum_rows_kernel<In, Out>, blocks_for(columns, kSumThreads), kSumThreads, 0, stream,
+                in, out, rows, columns);
+}
+
+// Pieces of one allocation of scratch memory, one after the other; without an allocation, only their size.
+class Scratch {
+ public:
+  explicit Scratch(void* data) : data_(static_cast<char*>(data)) {}
+
+  template <class T>
+  T* take(int64_t count) {
+    T* const piece = data_ ? reinterpret_cast<T*>(data_ + size_) : nullptr;
+    size_ += (count * static_cast<int64_t>(sizeof(T)) + 255) / 256 * 256;
+    return piece;
+  }
+  int64_t size() const { return size_; }
+
+ private:
+  char* data_;
+  int64_t size_ = 0;
+};
 
 }  // namespace zoo::cuda

@@ -74,4 +74,20 @@ ZOO_CPU_DECLARE(
   ScanStatus selective_scan_backward(const ScanBackward& call, const Threads& threads);
 )
 
+#ifdef ZOO_CUDA
+namespace cuda {
+
+// The chunk that ScanBorders must have.
+int64_t selective_scan_chunk(DType dtype);
+// Bytes of scratch memory that a call needs; the borders and `workspace` may still be missing in it.
+int64_t selective_scan_workspace(const ScanForward& call);
+int64_t selective_scan_workspace(const ScanBackward& call);
+// Enqueue on a CUDA stream. dB and dC, where not constant, are contiguous. The result is null, or what
+// went wrong. NaN and infinity in delta are not looked for.
+const char* selective_scan_forward(const ScanForward& call, void* workspace, void* stream);
+const char* selective_scan_backward(const ScanBackward& call, void* workspace, void* stream);
+
+}  // namespace cuda
+#endif
+
 }  // namespace zoo
