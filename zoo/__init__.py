@@ -23,9 +23,12 @@ __all__ = ["__version__", *_EXPORTS]
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        value: Any = version("ssm-zoo")
+        try:
+            value: Any = version("ssm-zoo")
+        except PackageNotFoundError:
+            value = "not installed"
     elif name in _EXPORTS:
         from importlib import import_module
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.errors import ZooError
+from zoo.layers.precision import at_least_fp32
 from zoo.layers.ssm_init import dt_bias, dt_weight, s4d_real_log
 from zoo.ops import causal_conv1d, selective_scan
 
@@ -137,8 +138,8 @@ class Mamba(nn.Module):
         u: Tensor, dt: Tensor, A_log: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor,
         bias: Tensor, reverse: bool = False,
     ) -> Tensor:  # fmt: skip
-        A = -A_log.float().exp()
+        A = -at_least_fp32(A_log).exp()
         return selective_scan(
-            u, dt, A, B, C, D.float(), z,
-            delta_bias=bias.float(), delta_softplus=True, reverse=reverse,
+            u, dt, A, B, C, at_least_fp32(D), z,
+            delta_bias=at_least_fp32(bias), delta_softplus=True, reverse=reverse,
         )  # fmt: skip

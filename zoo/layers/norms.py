@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
+
+from zoo.layers.precision import at_least_fp32
 
 
 def add_norm(
@@ -21,6 +22,5 @@ def add_norm(
         The normalised stream in the dtype of x, and the stream.
     """
     stream = x if residual is None else residual + x
-    if residual_in_fp32:
-        stream = stream.to(torch.promote_types(stream.dtype, torch.float32))
+    stream = at_least_fp32(stream) if residual_in_fp32 else stream
     return norm(stream).to(x.dtype), stream

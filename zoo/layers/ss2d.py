@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.errors import ZooError
+from zoo.layers.precision import at_least_fp32
 from zoo.layers.ssm_init import dt_bias, dt_weight, s4d_real_log
 from zoo.ops import cross_merge, cross_scan, selective_scan
 from zoo.ops.ssd import ssd
@@ -157,9 +158,9 @@ class SS2D(nn.Module):
         directions = slice(first, first + P * S)
         x_weight = self.x_proj_weight[directions].unflatten(0, (P, S)).transpose(0, 1)
         dt_weights = self.dt_projs_weight[directions].unflatten(0, (P, S))
-        As = -self.A_logs.float().exp().view(-1, d, N)[directions].reshape(P, S * d, N)
-        Ds = self.Ds.float().view(-1, d)[directions].reshape(P, S * d)
-        biases = self.dt_projs_bias.float()[directions].reshape(P, S * d)
+        As = -at_least_fp32(self.A_logs).exp().view(-1, d, N)[directions].reshape(P, S * d, N)
+        Ds = at_least_fp32(self.Ds).view(-1, d)[directions].reshape(P, S * d)
+        biases = at_least_fp32(self.dt_projs_bias)[directions].reshape(P, S * d)
 
         proj = torch.matmul(x_weight.flatten(1, 2), xs)  # [B, S, P (R + 2N), L]
         proj = proj.unflatten(2, (P, R + 2 * N))
@@ -170,7 +171,7 @@ class SS2D(nn.Module):
             dts = torch.matmul(dt_weights[p], dts).flatten(1, 2)  # [B, S d, L]
             inputs = (u, dts, Bs, Cs)
             if self.force_fp32:
-                inputs = tuple(t.float() for t in inputs)
+                inputs = tuple(at_least_fp32(t) for t in inputs)
             y = selective_scan(
                 *inputs[:2], As[p], *inputs[2:], Ds[p],
                 delta_bias=biases[p], delta_softplus=True, reverse=reverse,
@@ -216,7 +217,7 @@ class SSD2D(SS2D):
     def _passes(self, xs: Tensor, first: int = 0) -> list[Tensor]:
         S, reverses = SCANS[self.scan]
         P, R, N = len(reverses), self.dt_rank, self.d_state
-        As = -self.A_logs.float().exp().view(P, S * R)
+        As = -at_least_fp32(self.A_logs).exp().view(P, S * R)
         Ds = self.Ds.view(P, S * R, -1)
         biases = self.dt_projs_bias.view(P, S * R)
         x_weight = self.x_proj_weight.unflatten(0, (P, S)).transpose(0, 1)

@@ -70,7 +70,7 @@ def stem_v1(in_chans: int, dim: int, patch_size: int, norm: type[nn.Module]) -> 
 def conv_downsample(kernel_size: int, padding: int) -> Callable[..., nn.Sequential]:
     """Maker of a strided convolution and a norm, on maps [B, H, W, C]."""
 
-    def make(dim: int, out_dim: int, norm: type[nn.Module]) -> nn.Sequential:
+    def make(dim: int, out_dim: int, norm: type[nn.Module] = nn.LayerNorm) -> nn.Sequential:
         conv = nn.Conv2d(dim, out_dim, kernel_size, stride=2, padding=padding)
         return nn.Sequential(Permute(0, 3, 1, 2), conv, Permute(0, 2, 3, 1), norm(out_dim))
 

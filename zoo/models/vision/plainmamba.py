@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from zoo.errors import ZooError
+from zoo.layers.precision import at_least_fp32
 from zoo.layers.scan_orders import ScanOrder, snake
 from zoo.layers.ss2d import depthwise_conv
 from zoo.layers.ssm_init import dt_bias, dt_weight, s4d_real_log
@@ -48,6 +50,7 @@ class PlainMamba(Backbone):
             only x follows the scan while the step sizes, B and C stay in raster order; the bias of
             the step sizes is added twice; and they start like any linear layer. False: as the paper
             says.
+        global_pool: "avg" to classify the mean of the tokens, "" to classify each.
     """
 
     def __init__(
@@ -67,8 +70,10 @@ class PlainMamba(Backbone):
         use_rms_norm: bool = False,
         mamba_cfg: dict[str, Any] | None = None,
         strict_official: bool = True,
+        global_pool: str = "avg",
     ) -> None:
         super().__init__()
+        self.set_pool(global_pool)
         self.num_classes = num_classes
         self.num_features = embed_dims
         self.patch_embed = ConvPatchEmbed(in_chans, embed_dims, num_convs_patch_embed, patch_size)
@@ -117,8 +122,14 @@ class PlainMamba(Backbone):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Tokens [B, L, C] to logits [B, num_classes], or to their mean [B, C]."""
-        x = x.mean(dim=1)
+        x = x.mean(dim=1) if self.global_pool else x
         return x if pre_logits else self.head(x)
+
+    def set_pool(self, global_pool: str) -> None:
+        """How tokens are pooled before the classifier: avg, or "" for not at all."""
+        if global_pool not in ("avg", ""):
+            raise ZooError(f"global_pool is 'avg' or '', not {global_pool!r}")
+        self.global_pool = global_pool
 
     def final_norm(self, x: Tensor) -> Tensor:
         """The last norm on a map [B, C, h, w]."""
@@ -257,8 +268,9 @@ class PlainMamba2D(nn.Module):
         projected = torch.matmul(self.x_proj.weight, x)  # [B, R + 2N, L]
         dt, B, C = projected.split([self.dt_rank, self.d_state, self.d_state], dim=1)
         dt = torch.matmul(self.dt_proj.weight, dt)  # [B, d, L]
-        A = -self.A_log.float().exp()
-        bias = self.dt_proj.bias.float() * (2 if self.strict_official else 1)
+        A = -at_least_fp32(self.A_log).exp()
+        D = at_least_fp32(self.D)
+        bias = at_least_fp32(self.dt_proj.bias) * (2 if self.strict_official else 1)
         moves = self.direction_Bs.to(B.dtype)[order.moves].transpose(1, 2)  # [4, N, L]
 
         y = None
@@ -268,7 +280,7 @@ class PlainMamba2D(nn.Module):
                 inputs = tuple(t[..., index] for t in inputs)
             dt_k, B_k, C_k = inputs
             y_k = selective_scan(
-                x[..., index], dt_k, A, B_k + move, C_k, self.D.float(),
+                x[..., index], dt_k, A, B_k + move, C_k, D,
                 delta_bias=bias, delta_softplus=True,
             )[..., inverse]  # fmt: skip
             y = y_k if y is None else y + y_k

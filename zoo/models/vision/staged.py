@@ -131,7 +131,7 @@ class StagedBackbone(Backbone):
             (r"^classifier\.norm", (99999,)),
         ]
         blocks = r"^layers\.(\d+)" if coarse else by_block
-        return {"stem": r"^(patch_embed|pos_embed)", "blocks": blocks}
+        return {"stem": r"^(?:patch_embed|pos_embed)", "blocks": blocks}
 
     def remap_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """The authors' weights, old and new, to ours: names, 1x1 convolutions, positions."""

@@ -47,9 +47,9 @@ class VMamba(StagedBackbone):
         forward_type: how SS2D works. First a base: v0, v01 ... v05, v2, v3 (four directions; v0,
             the first published form, always has the gate and a convolution bias), v051d (one),
             v052d (two), v052dc (rows, then columns), m0 (Mamba-2's scan). Then, in this order, any
-            of _onnone, _onsoftmax, _onsigmoid, _ondwconv3 or _oncnorm (another output norm), _nozact
-            (gate without activation) or _noz (no gate), _oact (GELU after the norm), and _no32 (v01
-            to v03 and v2 then scan half-precision inputs under autocast).
+            of _onnone, _onsoftmax, _onsigmoid, _ondwconv3 or _oncnorm (another output norm),
+            _nozact (gate without activation) or _noz (no gate), _oact (GELU after the norm), and
+            _no32 (v01 to v03 and v2 then scan half-precision inputs under autocast).
         mlp_ratio: width of the MLP over the width of the block; 0 for none.
         mlp_act_layer, mlp_drop_rate: its activation and dropout.
         gmlp: gated MLP.

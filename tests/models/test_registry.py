@@ -1,0 +1,155 @@
+import json
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+
+import zoo
+from zoo.errors import ZooError
+from zoo.models.registry import register_model
+
+VISION = {"vmamba", "vim", "plainmamba", "efficientvmamba"}
+TINY = {"depths": (1, 1, 1, 1), "dims": 8}
+
+
+def run(code):
+    """Standard output of a fresh interpreter."""
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def test_list():
+    names = zoo.list_models("*vmamba_*")
+    assert "vmamba_tiny" in names and "efficientvmamba_base" in names and "vim_tiny" not in names
+    assert names == sorted(names)
+    assert zoo.list_models("no such model") == []
+
+
+def test_every_vision_model_is_one_of_timm():
+    models = {name: zoo.model_info(name) for name in zoo.list_models()}
+    vision = {name for name, info in models.items() if info.system in VISION}
+    assert len(vision) == 12 + 5 + 3 + 3
+    assert vision <= set(timm.list_models())
+    for name in vision:
+        info = models[name]
+        cfg = timm.get_pretrained_cfg(name)
+        assert info.family == "vision" and info.description.endswith(".")
+        assert bool(cfg.has_weights) == (info.source is not None)
+        assert cfg.input_size == (3, 224, 224) and cfg.num_classes == 1000
+
+
+def test_classifier_and_stem_are_where_timm_is_told():
+    for name in zoo.list_models():
+        if zoo.model_info(name).system in VISION:
+            with torch.device("meta"):
+                model = zoo.create_model(name)
+            cfg = model.pretrained_cfg
+            assert model.get_submodule(cfg["classifier"]) is model.get_classifier()
+            assert model.get_submodule(cfg["first_conv"]).weight.shape[1] == 3
+
+
+def test_info():
+    info = zoo.model_info("vim_tiny")
+    assert (info.family, info.system) == ("vision", "vim")
+    assert info.source == "hf://hustvl/Vim-tiny-midclstok/vim_t_midclstok_76p1acc.pth"
+    assert zoo.model_info("vmamba_tiny_m2").source is None
+
+
+def test_unknown_name():
+    with pytest.raises(
+        ZooError, match=r"there is no model 'vmamba_tinny': did you mean vmamba_tiny"
+    ):
+        zoo.create_model("vmamba_tinny")
+    with pytest.raises(ZooError, match=r"there is no model 'qqqqqq': see zoo.list_models\(\)"):
+        zoo.create_model("qqqqqq")
+
+
+def test_unknown_argument():
+    with pytest.raises(ZooError, match=r"cannot build 'vmamba_tiny'.*'width'"):
+        zoo.create_model("vmamba_tiny", width=3)
+
+
+def test_no_published_weights():
+    with pytest.raises(ZooError, match="no weights of 'vmamba_tiny_m2' are published"):
+        zoo.create_model("vmamba_tiny_m2", pretrained=True)
+
+
+def test_a_name_is_taken_once():
+    def vmamba_tiny():
+        raise AssertionError
+
+    with pytest.raises(ValueError, match=r"'vmamba_tiny' is taken by zoo.models.vision.vmamba"):
+        register_model()(vmamba_tiny)
+
+
+@pytest.fixture
+def official(tmp_path):
+    """A file like the authors': weights under "model", training state beside them."""
+    torch.manual_seed(0)
+    model = zoo.create_model("vmamba_tiny", **TINY).eval()
+    file = tmp_path / "official.pth"
+    torch.save({"model": model.state_dict(), "epoch": 1, "max_accuracy": 82.6}, file)
+    return model, file
+
+
+def same(model, other):
+    images = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), other.eval()(images))
+
+
+def test_pretrained_from_a_file(official):
+    model, file = official
+    same(model, zoo.create_model("vmamba_tiny", pretrained=str(file), **TINY))
+
+
+def test_pretrained_features(official):
+    model, file = official
+    other = zoo.create_model("vmamba_tiny", pretrained=str(file), features_only=True, **TINY)
+    images = torch.randn(1, 3, 32, 32)
+    maps = model.forward_intermediates(images, intermediates_only=True)
+    for mine, theirs in zip(other.eval()(images), maps, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_pretrained_through_timm(official):
+    model, file = official
+    weights = torch.load(file, weights_only=True)
+    for overlay in ({"file": str(file)}, {"file": str(file), "custom_load": True}):
+        cfg = {"pretrained_cfg_overlay": overlay}
+        same(model, timm.create_model("vmamba_tiny", pretrained=True, **cfg, **TINY))
+    cfg = {"pretrained_cfg_overlay": {"state_dict": weights}}
+    same(model, timm.create_model("vmamba_tiny", pretrained=True, **cfg, **TINY))
+
+
+def test_another_number_of_classes_replaces_the_head(official):
+    model, file = official
+    other = zoo.create_model("vmamba_tiny", pretrained=str(file), num_classes=3, **TINY).eval()
+    images = torch.randn(1, 3, 32, 32)
+    assert other(images).shape == (1, 3)
+    torch.testing.assert_close(other.forward_features(images), model.forward_features(images))
+
+
+def test_imports_load_no_more_than_they_need():
+    code = """if True:
+        import json, sys
+        seen = []
+        import zoo; zoo.__version__; seen.append(list(sys.modules))
+        import zoo.ops; seen.append(list(sys.modules))
+        import timm
+        model = timm.create_model("vim_tiny", depth=1, embed_dim=16, num_classes=2)
+        print(json.dumps([*seen, [type(model).__name__, *timm.list_models("plainmamba*")]]))
+    """
+    with_zoo, with_ops, made = json.loads(run(code))
+    assert "torch" not in with_zoo
+    heavy = {"timm", "lightning", "transformers", "torchvision", "datasets", "matplotlib"}
+    assert "torch" in with_ops and not heavy & {name.partition(".")[0] for name in with_ops}
+    assert not any(name.startswith(("zoo.models", "zoo.layers")) for name in with_ops)
+    assert made == ["Vim", "plainmamba_l1", "plainmamba_l2", "plainmamba_l3"]
+
+
+def test_timm_knows_the_models_if_it_was_there_first():
+    code = "import timm, zoo; print(*timm.list_models('plainmamba*'))"
+    assert run(code) == "plainmamba_l1 plainmamba_l2 plainmamba_l3\n"

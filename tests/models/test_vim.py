@@ -1,0 +1,158 @@
+import pytest
+import torch
+
+import zoo
+from tests import backbones
+from zoo.errors import ZooError
+from zoo.models.vision.vim import Vim
+
+TINY = {
+    "img_size": 32,
+    "patch_size": 8,
+    "stride": 8,
+    "depth": 4,
+    "embed_dim": 32,
+    "num_classes": 10,
+    "drop_path_rate": 0.0,
+}
+COUNTS = {
+    "vim_tiny": 7_148_008,
+    "vim_tiny_stride8": 7_250_344,
+    "vim_small": 25_796_584,
+    "vim_small_stride8": 26_001_256,
+    "vim_base": 97_598_440,
+}
+
+
+@pytest.mark.parametrize(("name", "count"), COUNTS.items())
+def test_parameter_count(name, count):
+    assert backbones.count(name) == count
+
+
+def test_parameter_count_without_class_token():
+    with torch.device("meta"):
+        model = zoo.create_model("vim_tiny", if_cls_token=False)
+    assert sum(p.numel() for p in model.parameters()) == 7_147_624
+
+
+def official_keys(dim, tokens):
+    inner, rank = 2 * dim, dim // 16
+    keys = {
+        "cls_token": (1, 1, dim),
+        "pos_embed": (1, tokens, dim),
+        "patch_embed.proj.weight": (dim, 3, 16, 16),
+        "patch_embed.proj.bias": (dim,),
+        "norm_f.weight": (dim,),
+        "head.weight": (1000, dim),
+        "head.bias": (1000,),
+    }
+    for i in range(24):
+        mixer = f"layers.{i}.mixer"
+        keys |= {
+            f"layers.{i}.norm.weight": (dim,),
+            f"{mixer}.in_proj.weight": (2 * inner, dim),
+            f"{mixer}.out_proj.weight": (dim, inner),
+            f"{mixer}.A_log": (inner, 16),
+            f"{mixer}.A_b_log": (inner, 16),
+        }
+        for branch in ("", "_b"):
+            keys |= {
+                f"{mixer}.D{branch}": (inner,),
+                f"{mixer}.conv1d{branch}.weight": (inner, 1, 4),
+                f"{mixer}.conv1d{branch}.bias": (inner,),
+                f"{mixer}.x_proj{branch}.weight": (rank + 32, inner),
+                f"{mixer}.dt_proj{branch}.weight": (inner, rank),
+                f"{mixer}.dt_proj{branch}.bias": (inner,),
+            }
+    return keys
+
+
+def test_official_keys():
+    assert len(official_keys(192, 197)) == 415
+    backbones.check_official_keys("vim_tiny", official_keys(192, 197))
+    backbones.check_official_keys("vim_small_stride8", official_keys(384, 730))
+
+
+def test_position_embedding_is_resized_on_loading():
+    small, large = Vim(**TINY), Vim(**{**TINY, "img_size": 48})
+    large.load_state_dict(large.remap_state_dict(small.state_dict()))
+    # The class token stands at 8 of 16 and at 18 of 36 patches, and keeps its own position.
+    torch.testing.assert_close(large.pos_embed[:, 18], small.pos_embed[:, 8])
+
+
+@pytest.mark.parametrize("size", [(32, 32), (40, 24), (33, 47)])
+def test_any_image_size(size):
+    assert Vim(**TINY)(torch.randn(2, 3, *size)).shape == (2, 10)
+
+
+def test_too_small_image():
+    with pytest.raises(ZooError, match=r"at least one patch \(8 pixels\).*not 7x32"):
+        Vim(**TINY)(torch.zeros(1, 3, 7, 32))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"final_pool_type": "median"}, "final_pool_type is one of none, mean, max, all"),
+        ({"bimamba_type": "v3"}, "bimamba_type is none, v1 or v2, not v3"),
+        ({"if_bidirectional": True, "depth": 3}, "depth is even, not 3"),
+    ],
+)
+def test_wrong_arguments(arguments, message):
+    with pytest.raises(ZooError, match=message):
+        Vim(**{**TINY, **arguments})
+
+
+FORMS = {
+    "published": ({}, (2, 10)),
+    "class token first": ({"use_middle_cls_token": False}, (2, 10)),
+    "two class tokens": ({"use_double_cls_token": True}, (2, 10)),
+    "mean": ({"if_cls_token": False, "final_pool_type": "mean"}, (2, 10)),
+    "last": ({"if_cls_token": False, "final_pool_type": "none"}, (2, 10)),
+    "max": ({"if_cls_token": False, "final_pool_type": "max"}, (2, 10)),
+    "all": ({"if_cls_token": False, "final_pool_type": "all"}, (2, 16, 10)),
+    "pairs of layers": ({"if_bidirectional": True, "bimamba_type": "none"}, (2, 10)),
+}
+
+
+@pytest.mark.parametrize(("arguments", "shape"), FORMS.values(), ids=FORMS)
+def test_pooling(arguments, shape):
+    assert Vim(**TINY, **arguments)(torch.randn(2, 3, 32, 32)).shape == shape
+
+
+@pytest.mark.parametrize("bimamba_type", ["none", "v1", "v2"])
+def test_training_step(bimamba_type):
+    torch.manual_seed(0)
+    model = Vim(**TINY, bimamba_type=bimamba_type, init_layer_scale=0.5)
+    backbones.check_training_step(model, torch.randn(2, 3, 32, 32))
+
+
+def test_features():
+    backbones.check_features("vim_tiny", torch.randn(1, 3, 32, 48), **TINY)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"if_bidirectional": True}])
+def test_intermediates_add_up(arguments):
+    """The last intermediate map, normalised, holds what the classifier sees."""
+    model = Vim(**TINY, if_cls_token=False, **arguments).eval()
+    images = torch.randn(1, 3, 32, 48)
+    with torch.no_grad():
+        tokens = model.forward_features(images)
+        (features,) = model.forward_intermediates(images, 1, norm=True, intermediates_only=True)
+    torch.testing.assert_close(features.flatten(2).transpose(1, 2), tokens)
+
+
+def test_timm_manners():
+    torch.manual_seed(0)
+    model = zoo.create_model("vim_tiny", **TINY)
+    backbones.check_timm_manners(model, torch.randn(2, 3, 32, 32))
+
+
+def test_autocast():
+    torch.manual_seed(0)
+    model = zoo.create_model("vim_tiny", **TINY)
+    backbones.check_autocast(model, torch.randn(2, 3, 32, 32), 0.05)
+
+
+def test_compiles_as_one_graph():
+    backbones.check_compile(zoo.create_model("vim_tiny", **TINY), torch.randn(1, 3, 32, 32))
