@@ -8,6 +8,9 @@
 #include <tuple>
 #include <vector>
 
+#include "common/dtype.h"
+#include "common/threads.h"
+
 #ifdef TORCH_TARGET_VERSION
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -83,3 +86,24 @@ inline int64_t num_threads() { return at::get_num_threads(); }
 }  // namespace zoo
 
 #endif
+
+namespace zoo {
+
+// PyTorch's own threads, for kernels.
+inline Threads threads() {
+  return {num_threads(), [](int64_t tasks, Threads::Body body, const void* context) {
+            parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) { body(context, begin, end); });
+          }};
+}
+
+inline DType dtype_of(const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float: return DType::kFloat32;
+    case ScalarType::BFloat16: return DType::kBFloat16;
+    case ScalarType::Half: return DType::kFloat16;
+    case ScalarType::Double: return DType::kFloat64;
+    default: ZOO_CHECK(false, "expected float32, bfloat16, float16 or float64"); return DType{};
+  }
+}
+
+}  // namespace zoo

@@ -1,0 +1,1 @@
+#include "cross_scan/cpu_body.h"
