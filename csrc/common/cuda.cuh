@@ -9,6 +9,8 @@
 #include <type_traits>
 #include <utility>
 
+#include "common/dtype.h"
+
 namespace zoo::cuda {
 
 constexpr unsigned kFullWarp = 0xffffffffu;
@@ -183,6 +185,25 @@ template <class In, class Out>
 cudaError_t sum_rows(const In* in, Out* out, int64_t rows, int64_t columns, void* stream) {
   return launch(sum_rows_kernel<In, Out>, blocks_for(columns, kSumThreads), kSumThreads, 0, stream,
                 in, out, rows, columns);
+}
+
+// f(T{}) with the type of the elements.
+template <class F>
+auto with_type(DType dtype, const F& f) {
+  switch (dtype) {
+    case DType::kBFloat16:
+      return f(__nv_bfloat16{});
+    case DType::kFloat16:
+      return f(__half{});
+    case DType::kFloat64:
+      return f(double{});
+    default:
+      return f(float{});
+  }
+}
+
+inline const char* message(cudaError_t error) {
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
 // Pieces of one allocation of scratch memory, one after the other; without an allocation, only their size.

@@ -304,18 +304,4 @@ dim3 grid(const Problem<T>& p) {
   return dim3{static_cast<unsigned>(p.batch * p.chunks * p.groups * per_group), 1, 1};
 }
 
-template <class F>
-auto with_type(DType dtype, const F& f) {
-  switch (dtype) {
-    case DType::kBFloat16:
-      return f(__nv_bfloat16{});
-    case DType::kFloat16:
-      return f(__half{});
-    case DType::kFloat64:
-      return f(double{});
-    default:
-      return f(float{});
-  }
-}
-
 }  // namespace zoo::cuda::scan

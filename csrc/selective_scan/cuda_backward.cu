@@ -108,7 +108,7 @@ cudaError_t backward(const ScanBackward& call, void* workspace, void* stream) {
 }  // namespace scan
 
 int64_t selective_scan_workspace(const ScanBackward& call) {
-  return scan::with_type(call.problem.dtype, [&](auto t) {
+  return with_type(call.problem.dtype, [&](auto t) {
     using T = decltype(t);
     return scan::BackwardScratch<T>(scan::describe<T, true>(call.problem), nullptr).bytes;
   });
@@ -116,10 +116,9 @@ int64_t selective_scan_workspace(const ScanBackward& call) {
 
 const char* selective_scan_backward(const ScanBackward& call, void* workspace, void* stream) {
   if (call.problem.batch == 0) return nullptr;
-  const cudaError_t error = scan::with_type(call.problem.dtype, [&](auto t) {
+  return message(with_type(call.problem.dtype, [&](auto t) {
     return scan::backward<decltype(t)>(call, workspace, stream);
-  });
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+  }));
 }
 
 }  // namespace zoo::cuda

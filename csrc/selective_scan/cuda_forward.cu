@@ -50,12 +50,12 @@ cudaError_t forward(const ScanForward& call, void* workspace, void* stream) {
 }  // namespace scan
 
 int64_t selective_scan_chunk(DType dtype) {
-  return scan::with_type(
+  return with_type(
       dtype, [](auto t) -> int64_t { return scan::Tiling<decltype(t), false>::kTile; });
 }
 
 int64_t selective_scan_workspace(const ScanForward& call) {
-  return scan::with_type(call.problem.dtype, [&](auto t) {
+  return with_type(call.problem.dtype, [&](auto t) {
     using T = decltype(t);
     return scan::ForwardScratch<T>(scan::describe<T, false>(call.problem), nullptr).bytes;
   });
@@ -63,10 +63,9 @@ int64_t selective_scan_workspace(const ScanForward& call) {
 
 const char* selective_scan_forward(const ScanForward& call, void* workspace, void* stream) {
   if (call.problem.batch == 0) return nullptr;
-  const cudaError_t error = scan::with_type(call.problem.dtype, [&](auto t) {
+  return message(with_type(call.problem.dtype, [&](auto t) {
     return scan::forward<decltype(t)>(call, workspace, stream);
-  });
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+  }));
 }
 
 }  // namespace zoo::cuda

@@ -211,6 +211,7 @@ template <class T>
 T __ldg(const T* p) {
   return *p;
 }
+inline unsigned __umulhi(unsigned a, unsigned b) { return static_cast<uint64_t>(a) * b >> 32; }
 inline float __expf(float x) { return std::exp(x); }
 inline float __fdividef(float a, float b) { return a / b; }
 using std::max;
