@@ -39,6 +39,9 @@ inline Tensor new_zeros(const Tensor& like, const std::vector<int64_t>& sizes, S
   return torch::stable::new_zeros(like, sizes, dtype);
 }
 
+// With the strides of `like`; where those leave gaps, with others in the same order.
+inline Tensor empty_like(const Tensor& like) { return torch::stable::empty_like(like); }
+
 // f(begin, end) on PyTorch's own threads.
 template <class F>
 void parallel_for(int64_t begin, int64_t end, int64_t grain_size, const F& f) {
@@ -54,6 +57,7 @@ inline int64_t num_threads() { return torch::stable::get_num_threads(); }
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
@@ -74,6 +78,8 @@ inline Tensor new_empty(const Tensor& like, const std::vector<int64_t>& sizes, S
 inline Tensor new_zeros(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType dtype) {
   return at::zeros(sizes, like.options().dtype(dtype));
 }
+
+inline Tensor empty_like(const Tensor& like) { return at::empty_like(like); }
 
 // f(begin, end) on PyTorch's own threads.
 template <class F>

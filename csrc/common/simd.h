@@ -16,7 +16,8 @@
 //   sum(v)                     over the elements
 //   transpose(rows)            a square of kSize vectors, in place
 //   reduce4(a, b, c, d)        element i holds a partial sum of the (i mod 4)-th argument: adding up
-//                              the elements with equal i mod 4 completes it
+//                              the elements with equal i mod 4 completes it, as add_fold4(p, v) does,
+//                              which adds the four sums to p[0..3]
 #pragma once
 
 #include <math.h>

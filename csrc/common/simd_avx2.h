@@ -97,6 +97,11 @@ ZOO_INLINE Vec reduce4(Vec a, Vec b, Vec c, Vec d) {
   return {_mm256_shuffle_ps(ab, cd, 0x44) + _mm256_shuffle_ps(ab, cd, 0xee)};
 }
 
+ZOO_INLINE void add_fold4(float* p, Vec a) {
+  const __m128 half = _mm256_castps256_ps128(a.v) + _mm256_extractf128_ps(a.v, 1);
+  _mm_storeu_ps(p, _mm_loadu_ps(p) + half);
+}
+
 ZOO_INLINE void transpose(Vec (&rows)[8]) {
   __m256 a[8], b[8];
   for (int i = 0; i < 8; i += 2) {

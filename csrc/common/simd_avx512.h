@@ -77,6 +77,12 @@ ZOO_INLINE Vec reduce4(Vec a, Vec b, Vec c, Vec d) {
   return {_mm512_shuffle_ps(ab, cd, 0x44) + _mm512_shuffle_ps(ab, cd, 0xee)};
 }
 
+ZOO_INLINE void add_fold4(float* p, Vec a) {
+  const __m256 half = _mm512_castps512_ps256(a.v) + _mm512_extractf32x8_ps(a.v, 1);
+  const __m128 quarter = _mm256_castps256_ps128(half) + _mm256_extractf128_ps(half, 1);
+  _mm_storeu_ps(p, _mm_loadu_ps(p) + quarter);
+}
+
 ZOO_INLINE void transpose(Vec (&rows)[16]) {
   __m512 a[16], b[16];
   for (int i = 0; i < 16; i += 2) {

@@ -127,4 +127,6 @@ ZOO_INLINE Vec reduce4(Vec a, Vec b, Vec c, Vec d) {
   return {(rows[0].v + rows[1].v) + (rows[2].v + rows[3].v)};
 }
 
+ZOO_INLINE void add_fold4(float* p, Vec a) { store(p, Vec{load(p).v + a.v}); }
+
 }  // namespace zoo::ZOO_CPU
