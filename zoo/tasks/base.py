@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 import torch
 from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
@@ -54,15 +55,42 @@ class ScheduleSettings:
     """Learning rate over the run, in epochs, set before every step; timm's schedulers.
 
     Args:
-        sched: timm's name of the schedule; ``constant`` keeps the rate after the warm-up.
-        warmup_epochs: linear rise from ``warmup_lr``; the schedule runs on below it.
+        sched: timm's name of the schedule; ``constant`` keeps the rate after the warm-up, ``steps``
+            has no warm-up and follows ``steps``.
+        warmup_epochs: linear rise from ``warmup_lr``.
+        warmup_prefix: the schedule begins after the warm-up; else it runs on below it.
         warmup_lr, min_lr: as they are, not scaled with the batch.
+        steps: (share of the run, factor of the rate from there on), in order.
+        poly_power: power of ``poly``.
     """
 
-    sched: Literal["cosine", "tanh", "poly", "constant"] = "cosine"
+    sched: Literal["cosine", "tanh", "poly", "constant", "steps"] = "cosine"
     warmup_epochs: float = 5.0
+    warmup_prefix: bool = False
     warmup_lr: float = 1e-6
     min_lr: float = 1e-5
+    steps: list[tuple[float, float]] = field(default_factory=list)
+    poly_power: float = 0.9
+
+
+class StepSchedule(Scheduler):
+    """Factors of the learning rate, each from a share of the run on.
+
+    Args:
+        optimizer: whose rates are set.
+        total: updates of the run.
+        steps: (share of the run, factor), in order; 1 before the first.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, total: int, steps: Sequence[tuple[float, float]]
+    ) -> None:
+        super().__init__(optimizer, param_group_field="lr", t_in_epochs=False)
+        self.total, self.steps = total, steps
+
+    def _get_lr(self, t: int) -> list[float]:
+        reached = [factor for share, factor in self.steps if t >= share * self.total]
+        return [value * (reached or [1.0])[-1] for value in self.base_values]
 
 
 class Task(pl.LightningModule, ABC):
@@ -169,13 +197,24 @@ class Task(pl.LightningModule, ABC):
                 "trainer.max_epochs or trainer.max_steps must be set: schedules need an end"
             )
         per_epoch = -(-self.trainer.num_training_batches // self.trainer.accumulate_grad_batches)
+        if plan.sched == "steps":
+            return {
+                "optimizer": optimizer,
+                "lr_scheduler": {
+                    "scheduler": StepSchedule(optimizer, int(steps), plan.steps),
+                    "interval": "step",
+                },
+            }
+        warmup = round(plan.warmup_epochs * per_epoch)
         scheduler, _ = create_scheduler_v2(
             optimizer,
+            decay_rate=plan.poly_power,
             sched="cosine" if plan.sched == "constant" else plan.sched,
-            num_epochs=int(steps),
+            num_epochs=int(steps) - (warmup if plan.warmup_prefix else 0),
             min_lr=lr if plan.sched == "constant" else plan.min_lr,
             warmup_lr=plan.warmup_lr,
-            warmup_epochs=round(plan.warmup_epochs * per_epoch),
+            warmup_epochs=warmup,
+            warmup_prefix=plan.warmup_prefix,
             step_on_epochs=False,
             updates_per_epoch=1,
         )
@@ -186,6 +225,8 @@ class Task(pl.LightningModule, ABC):
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         settings = self.optimizer_settings
+        if hasattr(self.model, "weight_decay_groups"):
+            return self.model.weight_decay_groups(settings.weight_decay)
         listed = getattr(self.model, "no_weight_decay", set)()
         keep = [*listed, *settings.no_decay]
         if settings.layer_decay is None:

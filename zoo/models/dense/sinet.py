@@ -94,6 +94,17 @@ class SINet(nn.Module):
         """Image -> logits at full size."""
         return self.decode(image)[0]
 
+    def weight_decay_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """None for depthwise kernels, a hundredth for what is no kernel (the authors' settings)."""
+        dense = [p for p in self.parameters() if p.ndim == 4 and p.shape[1] > 1]
+        depthwise = [p for p in self.parameters() if p.ndim == 4 and p.shape[1] == 1]
+        rest = [p for p in self.parameters() if p.ndim != 4]
+        return [
+            {"params": dense, "weight_decay": weight_decay},
+            {"params": depthwise, "weight_decay": 0.0},
+            {"params": rest, "weight_decay": weight_decay / 100},
+        ]
+
     def decode(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Image -> logits [B, C, H, W] and the gate of low-level detail [B, 1, H/4, W/4]."""
         check_multiple(image, self.stride)

@@ -1,0 +1,52 @@
+"""Rows of pictures side by side: input, truth, prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+
+from zoo.plots.style import new_figure
+
+#: Name -> picture: uint8 [H, W, 3], or a float map [H, W] that is coloured by its own range.
+Panels = Mapping[str, np.ndarray]
+
+
+def panel_rows(rows: Sequence[Panels], title: str) -> Figure:
+    """One row per sample, its panels named above the first row.
+
+    Args:
+        rows: panels of each sample, all with the same names.
+        title: of the figure.
+    """
+    names = list(rows[0])
+    figure = new_figure(2.3 * len(names), 2.3 * len(rows) + 0.7)
+    grid = figure.subplots(len(rows), len(names), squeeze=False)
+    for row, axes_row in zip(rows, grid, strict=True):
+        for name, axes in zip(names, axes_row, strict=True):
+            axes.axis("off")
+            picture = row[name]
+            shown = axes.imshow(picture, cmap="viridis", interpolation="nearest")
+            if picture.ndim == 2:
+                bar = figure.colorbar(shown, ax=axes, fraction=0.046, pad=0.02)
+                bar.ax.tick_params(labelsize=6)
+                bar.outline.set_visible(False)
+    for name, axes in zip(names, grid[0], strict=True):
+        axes.set_title(name, fontsize=9)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def overlay(picture: np.ndarray, labels: np.ndarray, strength: float = 0.55) -> np.ndarray:
+    """Colour a picture by its labels; class 0 keeps the picture.
+
+    Args:
+        picture: uint8 [H, W, 3].
+        labels: [H, W].
+        strength: of the colour.
+    """
+    colours = (np.array(colormaps["tab20"].colors) * 255)[::2]
+    painted = picture * (1 - strength) + colours[(labels - 1) % len(colours)] * strength
+    return np.where((labels > 0)[..., None], painted, picture).astype(np.uint8)

@@ -1,0 +1,54 @@
+"""Proofs that train a recipe and look at what came out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from zoo.cli import Recipe
+from zoo.data import DataModule
+from zoo.list import recipes_folder
+from zoo.proofs.base import Measurement
+from zoo.tasks import Task
+
+
+class Trained(Measurement):
+    """The test of a recipe after its last step, without a run's folder; the mean over seeds.
+
+    Measures what the test writes (``test/iou`` as ``iou``), ``parameters`` (of the network, those
+    that learn), and what a subclass finds in ``inspect``.
+
+    Args:
+        recipe: file below ``recipes/``.
+        overrides: values to set in it, such as ``{model.init_args.model_args.gate: open}``.
+        seeds: of the runs.
+    """
+
+    def __init__(
+        self, recipe: str, overrides: dict[str, Any] | None = None, seeds: Sequence[int] = (0,)
+    ) -> None:
+        self.recipe, self.overrides, self.seeds = recipe, overrides or {}, list(seeds)
+
+    def inspect(self, task: Task, data: DataModule) -> dict[str, float]:
+        """More numbers, from the trained task in evaluation mode."""
+        return {}
+
+    def measure(self) -> dict[str, float]:
+        """Train and test, once for each seed."""
+        runs = [self._run(seed) for seed in self.seeds]
+        return {name: sum(run[name] for run in runs) / len(runs) for name in runs[0]}
+
+    def _run(self, seed: int) -> dict[str, float]:
+        options = [f"--{key}={json.dumps(value)}" for key, value in self.overrides.items()]
+        recipe = Recipe(recipes_folder() / self.recipe, [*options, f"--seed_everything={seed}"])
+        task, data = recipe.build()
+        trainer = recipe.build_trainer(
+            logger=False, enable_checkpointing=False, enable_progress_bar=False
+        )
+        trainer.limit_val_batches = 0
+        trainer.fit(task, datamodule=data)
+        metrics = trainer.test(task, datamodule=data, verbose=False)[0]
+        measured = {key.rpartition("/")[2]: value for key, value in metrics.items()}
+        learning = sum(p.numel() for p in task.model.parameters() if p.requires_grad)
+        return measured | {"parameters": learning} | self.inspect(task.eval(), data)

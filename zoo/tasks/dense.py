@@ -1,0 +1,176 @@
+"""What the tasks share whose output is a map: batches by name, sizes, pictures side by side."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchmetrics import MeanMetric, Metric, MetricCollection
+
+import zoo
+from zoo.data import DataModule
+from zoo.data.maps import MapDataModule
+from zoo.data.pictures import PICTURE_SUFFIXES, read_picture
+from zoo.errors import ZooError
+from zoo.layers.sizes import pad_to_multiple
+from zoo.plots.panels import Panels, panel_rows
+from zoo.tasks.base import Task
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SHOWN = 6
+
+
+class DenseTask(Task):
+    """A network that answers a picture with maps.
+
+    A subclass implements ``training_loss``, ``evaluate``, ``panels`` and ``show``.
+
+    Args:
+        model: name of a model, ``python -m zoo.list`` shows them.
+        model_args: arguments of the model beyond its published ones.
+        pretrained: weights to start from: a file, folder, URL or ``hf://owner/name``.
+        kwargs: see :class:`Task`.
+    """
+
+    input_suffixes = PICTURE_SUFFIXES
+
+    def __init__(
+        self,
+        model: str,
+        model_args: dict[str, Any] | None = None,
+        pretrained: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.model_name, self.model_args = model, model_args or {}
+        self.pretrained = pretrained
+        super().__init__(**kwargs)
+
+    def configure_models(self) -> None:
+        """Build the network, with the given weights."""
+        try:
+            self.model = zoo.create_model(self.model_name, **self.model_args)
+        except (ZooError, TypeError) as error:
+            raise ZooError(f"model.init_args.model or model_args: {error}") from error
+        if self.pretrained is not None:
+            zoo.load_pretrained(self.model, self.pretrained)
+
+    def set_scores(self, scores: dict[str, Metric]) -> None:
+        """Measure these in validation and test."""
+        collection = MetricCollection(dict(scores))
+        self.val_scores, self.test_scores = collection.clone("val/"), collection.clone("test/")
+        self.eval_loss = MeanMetric()
+        self._shown: list[Panels] = []
+
+    @abstractmethod
+    def training_loss(self, batch: dict[str, Any]) -> Tensor:
+        """Loss of one batch."""
+
+    @abstractmethod
+    def evaluate(self, batch: dict[str, Any], scores: MetricCollection) -> Any:
+        """Update the scores (``self.eval_loss`` too) with one batch; returns the predictions."""
+
+    @abstractmethod
+    def panels(self, batch: dict[str, Any], predictions: Any, index: int) -> Panels:
+        """One sample of a test batch as pictures."""
+
+    @abstractmethod
+    def show(self, picture: np.ndarray, output: Any) -> tuple[Panels, dict[str, Any]]:
+        """Result for a user's picture: panels, and columns of ``predictions.csv``.
+
+        Args:
+            picture: uint8 [H, W, 3].
+            output: what :meth:`predict_image` returned.
+        """
+
+    def predict_image(self, image: Tensor, data: DataModule) -> Any:
+        """The network's answer to a picture [3, H, W] in 0..1 of any size; padded by default."""
+        inputs = data.to_input(image)[None].to(self.device)
+        padded = pad_to_multiple(inputs, getattr(self.model, "stride", 1))
+        return self._crop(self.eval_model(padded), padded.shape[-2:], image.shape[-2:])
+
+    def _crop(self, output: Any, padded: Sequence[int], wanted: Sequence[int]) -> Any:
+        """Cut maps of any resolution to what belongs to the unpadded picture."""
+        if isinstance(output, tuple | list):
+            return tuple(self._crop(item, padded, wanted) for item in output)
+        if isinstance(output, dict):
+            return {name: self._crop(item, padded, wanted) for name, item in output.items()}
+        if output is None or output.ndim < 4:
+            return output
+        height, width = (
+            -(-side * have // full)
+            for side, have, full in zip(wanted, output.shape[-2:], padded, strict=True)
+        )
+        return output[..., :height, :width]
+
+    # steps
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Loss of one batch."""
+        return self.log_loss(self.training_loss(batch), _size(batch))
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Measure one batch."""
+        self.evaluate(batch, self.val_scores)
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Measure one batch, and keep some samples to show."""
+        predictions = self.evaluate(batch, self.test_scores)
+        for index in range(min(_size(batch), SHOWN - len(self._shown))):
+            self._shown.append(self.panels(batch, predictions, index))
+
+    def on_validation_epoch_end(self) -> None:
+        """Write the validation's scores."""
+        self._log_scores("val", self.val_scores)
+
+    def on_test_epoch_start(self) -> None:
+        """Forget the samples of an earlier test."""
+        self._shown = []
+
+    def on_test_epoch_end(self) -> None:
+        """Write the test's scores."""
+        self._log_scores("test", self.test_scores)
+
+    def _log_scores(self, split: str, scores: MetricCollection) -> None:
+        if self.eval_loss.update_count:
+            self.log(f"{split}/loss", self.eval_loss.compute())
+            self.eval_loss.reset()
+        self.log_dict(scores.compute(), prog_bar=True)
+        scores.reset()
+
+    # pictures
+
+    def figures(self) -> dict[str, Figure]:
+        """Some samples of the test, side by side with the truth."""
+        return {"examples": panel_rows(self._shown, "Test samples")} if self._shown else {}
+
+    @torch.inference_mode()
+    def predict_files(
+        self, files: Sequence[Path], data: DataModule, folder: Path
+    ) -> list[dict[str, Any]]:
+        """Apply the network to picture files; writes each picture beside its result."""
+        if not isinstance(data, MapDataModule):
+            raise ZooError(f"{type(data).__name__} does not say how a picture becomes an input")
+        self.eval()
+        rows = []
+        for number, path in enumerate(files, start=1):
+            pixels = np.asarray(read_picture(path))
+            image = torch.from_numpy(pixels.transpose(2, 0, 1) / np.float32(255))
+            panels, columns = self.show(pixels, self.predict_image(image, data))
+            rows.append({"file": str(path), **columns})
+            name = f"{number:04d}_{path.stem}"
+            panel_rows([panels], path.name).savefig(folder / f"{name}.png")
+            if "result" in panels:
+                Image.fromarray(panels["result"]).save(folder / f"{name}_result.png")
+        return rows
+
+
+def _size(batch: dict[str, Any]) -> int:
+    return len(next(iter(batch.values())))
