@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import pickle
+import random
 import zipfile
 from collections import defaultdict
 from pathlib import Path
@@ -232,6 +233,28 @@ def test_cut_anywhere_is_one_clear_error(tmp_path: Path, kind: str) -> None:
         path.write_bytes(data[:length])
         with pytest.raises(ZooError, match=r"damaged|not a checkpoint|not a file"):
             read_state_dict(path)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["safetensors", "zip", "legacy"])
+def test_any_damage_is_one_clear_error_or_none(tmp_path: Path, kind: str) -> None:
+    path, chance = tmp_path / "a", random.Random(0)
+    if kind == "safetensors":
+        save_file(WEIGHTS, path)
+    else:
+        torch.save(WEIGHTS, path, _use_new_zipfile_serialization=kind == "zip")
+    data = path.read_bytes()
+    refused = 0
+    for _ in range(300):
+        changed = bytearray(data)
+        for _ in range(chance.choice([1, 2, 5])):
+            changed[chance.randrange(len(data))] = chance.randrange(256)
+        path.write_bytes(changed)
+        try:
+            read_state_dict(path, mmap=chance.random() < 0.5)
+        except ZooError as error:
+            refused += "\n" not in str(error)
+    assert refused > 150
 
 
 def test_changed_bytes_are_noticed(tmp_path: Path) -> None:

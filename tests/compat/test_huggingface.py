@@ -166,6 +166,7 @@ def test_generation_with_cache(case: tuple, calls: Counter[str]) -> None:
     assert calls["causal_conv1d_update"] == 7 * layers
 
 
+@pytest.mark.slow  # transformers is imported anew
 def test_models_imported_later_need_nothing() -> None:
     code = """
 import zoo.compat

@@ -180,8 +180,10 @@ def _read_torch(path: Path, kind: str, mmap: bool) -> Any:
         _check_archive(path)
     try:
         names = _globals(path, kind)
-    except (ValueError, IndexError, KeyError, EOFError, UnicodeDecodeError) as error:
-        raise ZooError(f"{path} is damaged or incomplete ({error}): fetch it again") from None
+    except Exception as error:
+        raise ZooError(
+            f"{path} is damaged or incomplete ({_first_line(error)}): fetch it again"
+        ) from None
     stand_ins: list[Any] = [
         (_InertMapping if _MAPPINGS.fullmatch(name) else _InertObject, name)
         for name in sorted(names)
@@ -193,12 +195,16 @@ def _read_torch(path: Path, kind: str, mmap: bool) -> Any:
                 path, map_location="cpu", weights_only=True, mmap=mmap and kind == "zip"
             )
     except pickle.UnpicklingError as error:
-        raise ZooError(_refusal(path, names, str(error))) from None
-    except (RuntimeError, EOFError, OSError, ValueError, TypeError, KeyError, IndexError) as error:
-        reason = str(error).partition("\n")[0]
+        raise ZooError(_refusal(path, names, _first_line(error))) from None
+    except Exception as error:
         raise ZooError(
-            f"{path} is damaged, incomplete or not written by torch.save ({reason}): fetch it again"
+            f"{path} is damaged, incomplete or not written by torch.save ({_first_line(error)}): "
+            "fetch it again"
         ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:200] or type(error).__name__
 
 
 def _refusal(path: Path, names: set[str], reason: str) -> str:
@@ -211,10 +217,7 @@ def _refusal(path: Path, names: set[str], reason: str) -> str:
         and (not name.startswith(("torch.", "collections.", "_codecs.")) or ".nn.modules." in name)
     )
     if not foreign and named is None:
-        return (
-            f"{path} is not a file that torch.save wrote, or it is damaged "
-            f"({reason.partition(chr(10))[0][:200]})"
-        )
+        return f"{path} is not a file that torch.save wrote, or it is damaged ({reason})"
     culprits = ", ".join(foreign[:5]) if foreign else str(named and named[1])
     return (
         f"{path} would run code when it is loaded: it names {culprits}, and weights need tensors "
@@ -244,10 +247,12 @@ def _check_archive(path: Path) -> None:
                     with archive.open(entry) as stored:
                         while stored.read(2**22):
                             pass
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError) as error:
+    except ZooError:
+        raise
+    except Exception as error:  # changed bytes can make any part of the reader fail
         raise ZooError(
             f"{path} is a damaged or incomplete PyTorch file of {path.stat().st_size} bytes "
-            f"({error}): fetch it again"
+            f"({_first_line(error)}): fetch it again"
         ) from None
 
 

@@ -265,7 +265,7 @@ class _Plan:
 
     def _advice(self) -> str:
         heads = tuple(f"{name}." for name in head_names(self.model))
-        if not self.copies:
+        if not self.copies and not self.mismatched:
             return "It is of another model, or its weights stand under another key="
         if self.mismatched and not self.missing and not self.unexpected:
             if len(self.mismatched) == 1 and next(iter(self.mismatched)).endswith("pos_embed"):

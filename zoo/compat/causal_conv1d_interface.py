@@ -1,6 +1,6 @@
 """``causal_conv1d``: the short convolution, its decode step, and the states of packed sequences.
 
-Arguments and names are those of causal_conv1d 1.6, without its limits on layouts and widths.
+Arguments and names are those of causal_conv1d 1.6, without its limits on layouts.
 """
 
 from __future__ import annotations

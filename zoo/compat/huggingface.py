@@ -5,8 +5,8 @@ model's file is imported, takes it on any device, and answers with its own PyTor
 none. So models that are imported after :func:`zoo.compat.install` need nothing; in those that were
 imported before, that question is asked again.
 
-One model gives other numbers: Falcon-Mamba in training. transformers normalises its step size before
-the projection to d_inner, mamba_ssm's fused block (which we follow) behind it.
+One model gives other numbers: Falcon-Mamba in training. transformers normalises its step size
+before the projection to d_inner, mamba_ssm's fused block (which we follow) behind it.
 """
 
 from __future__ import annotations

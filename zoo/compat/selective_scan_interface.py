@@ -75,7 +75,7 @@ class _Scan(NamedTuple):
 
 
 def _inputs(
-    conv: Callable[..., Tensor],
+    conv: Callable[..., Any],
     xz: Tensor,
     conv1d_weight: Tensor,
     conv1d_bias: Tensor | None,
