@@ -21,12 +21,12 @@ namespace zoo::cuda::scan {
 template <class T, bool kBackward>
 struct Tiling {
   using F = Accumulator<T>;
+  static constexpr int kTile = static_cast<int>(kScanChunk);  // the forward pass leaves a border at each
   static constexpr bool kDouble = std::is_same_v<T, double>;
   static constexpr int kThreads = kBackward ? 256 : 128;
   static constexpr int kBlocks = kDouble ? 1 : (kBackward ? 2 : 4);  // of one multiprocessor, at least
   static constexpr int kSteps = (kDouble ? 8 : 16) / (kBackward ? 2 : 1);
-  static constexpr int kLanes = kBackward ? 8 : 4;
-  static constexpr int kTile = kSteps * kLanes;
+  static constexpr int kLanes = kTile / kSteps;
   static constexpr int kChannels = kThreads / kLanes;
   static constexpr int kWide = 16 / static_cast<int>(sizeof(F));
   static constexpr int kPitch = kTile + kWide;  // rows of a slab start in different banks
@@ -42,13 +42,11 @@ struct Sequence {
   int bytes = 0;
 };
 
-// B or C: [batch, group, state, position], or constant, [channel, state]. One group may serve all groups of
-// the other matrix; its stride is then zero.
+// B or C: [batch, group, state, position], or constant, [channel, state].
 template <class T>
 struct Projection {
   const T* data = nullptr;
   int64_t batch = 0, group = 0, state = 0, step = 0;
-  int64_t groups = 1;
   const Accumulator<T>* constant = nullptr;
 };
 
@@ -257,10 +255,10 @@ Sequence<T> sequence(const ScanSequence& s) {
 }
 
 template <class T>
-Projection<T> projection(const ScanProjection& m, int64_t groups) {
+Projection<T> projection(const ScanProjection& m) {
   using F = Accumulator<T>;
   if (m.constant) return {.constant = static_cast<const F*>(m.data)};
-  return {static_cast<const T*>(m.data), m.batch, m.group, m.state, m.step, groups, nullptr};
+  return {static_cast<const T*>(m.data), m.batch, m.group, m.state, m.step, nullptr};
 }
 
 template <class T, bool kBackward>
@@ -279,8 +277,8 @@ Problem<T> describe(const ScanProblem& p) {
   q.u = sequence<const T>(p.u);
   q.delta = sequence<const T>(p.delta);
   q.z = sequence<const T>(p.z);
-  q.b = projection<T>(p.B, p.groups);
-  q.c = projection<T>(p.C, p.groups);
+  q.b = projection<T>(p.B);
+  q.c = projection<T>(p.C);
   q.a = static_cast<const F*>(p.A);
   q.skip = static_cast<const F*>(p.D);
   q.bias = static_cast<const F*>(p.delta_bias);

@@ -49,11 +49,6 @@ cudaError_t forward(const ScanForward& call, void* workspace, void* stream) {
 }  // namespace
 }  // namespace scan
 
-int64_t selective_scan_chunk(DType dtype) {
-  return with_type(
-      dtype, [](auto t) -> int64_t { return scan::Tiling<decltype(t), false>::kTile; });
-}
-
 int64_t selective_scan_workspace(const ScanForward& call) {
   return with_type(call.problem.dtype, [&](auto t) {
     using T = decltype(t);

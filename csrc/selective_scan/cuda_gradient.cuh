@@ -87,11 +87,7 @@ __device__ __forceinline__ void write_sums(const GradientArguments<T>& args, con
     F sum = 0;
 #pragma unroll
     for (int warp = 0; warp < Tile::kThreads / 32; ++warp) sum += sums[n][which][warp][s];
-    // Several groups of the other matrix may share the only one of this.
-    const bool shared = m.groups != p.groups;
-    const int64_t part = at.block_in_group +
-                         (shared ? at.group * blocks_per_group<Tile>(p.channels_per_group()) : 0);
-    const int64_t row = (part * p.batch + at.batch) * m.groups + (shared ? 0 : at.group);
+    const int64_t row = (at.block_in_group * p.batch + at.batch) * p.groups + at.group;
     to[(row * p.states + n0 + n) * p.length + position] = sum;
   }
 }
@@ -103,7 +99,7 @@ __global__ void __launch_bounds__(Tiling<T, true>::kThreads, Tiling<T, true>::kB
   using Tile = Tiling<T, true>;
   constexpr int K = Tile::kSteps, kLanes = Tile::kLanes;
   constexpr int kLeft = K * kLanes / 32;  // sums of a thread after sum_over_channels
-  static_assert(kLeft >= 1 && Tile::kTile == Tiling<T, false>::kTile);
+  static_assert(kLeft >= 1);
   using Shared = GradientShared<F, Tile>;
   Shared& shared = shared_memory<Shared>();
   const Problem<T>& p = args.problem;

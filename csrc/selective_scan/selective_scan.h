@@ -78,7 +78,7 @@ ZOO_CPU_DECLARE(
 namespace cuda {
 
 // The chunk that ScanBorders must have.
-int64_t selective_scan_chunk(DType dtype);
+constexpr int64_t kScanChunk = 64;
 // Bytes of scratch memory that a call needs; the borders and `workspace` may still be missing in it.
 int64_t selective_scan_workspace(const ScanForward& call);
 int64_t selective_scan_workspace(const ScanBackward& call);
