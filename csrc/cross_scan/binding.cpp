@@ -33,10 +33,13 @@ CrossScan call_of(const Tensor& map, const Tensor& sequences, bool atrous) {
   return call;
 }
 
-void run(const CrossScan& call, bool merge) {
+void run(const Tensor& map, const Tensor& sequences, bool atrous, bool merge) {
+  const CrossScan call = call_of(map, sequences, atrous);
   if (call.batch == 0) return;
 #ifdef ZOO_CUDA
-  check_cuda(merge ? cuda::cross_merge(call, current_stream()) : cuda::cross_scan(call, current_stream()));
+  const OnDevice device(map);
+  const auto kernel = merge ? cuda::cross_merge : cuda::cross_scan;
+  check_cuda(merge ? "cross_merge" : "cross_scan", kernel(call, device.stream));
 #else
   const auto kernel = merge ? ZOO_CPU_SELECT(cross_merge) : ZOO_CPU_SELECT(cross_scan);
   ZOO_CHECK(kernel(call, threads()), "no memory for cross_scan");
@@ -48,14 +51,14 @@ Tensor cross_scan(const Tensor& x, bool atrous) {
   const int64_t h = x.size(2), w = x.size(3);
   const int64_t length = atrous ? ((h + 1) / 2) * ((w + 1) / 2) : h * w;
   Tensor sequences = new_empty(x, {x.size(0), atrous ? 4 : 2, x.size(1), length}, x.scalar_type());
-  run(call_of(x, sequences, atrous), false);
+  run(x, sequences, atrous, false);
   return sequences;
 }
 
 Tensor cross_merge(const Tensor& ys, int64_t height, int64_t width, bool atrous) {
   ZOO_CHECK(ys.dim() == 4, "cross_merge: ys must be [batch, ways, channels, length]");
   Tensor map = new_empty(ys, {ys.size(0), ys.size(2), height, width}, ys.scalar_type());
-  run(call_of(map, ys, atrous), true);
+  run(map, ys, atrous, true);
   return map;
 }
 
