@@ -110,10 +110,11 @@ def test_foreign_names(file: Path, prefix: str) -> None:
     foreign["head.weight_a"], foreign["head.weight_b"] = foreign.pop("head.weight").split(2, 1)
     torch.save({prefix + name: tensor.clone() for name, tensor in foreign.items()}, file)
     model = Renamed()
-    load_pretrained(model, file)
+    report = load_pretrained(model, file)
     assert same(model.state_dict(), weights)
+    assert report.aside == ("head.weight_a", "head.weight_b")
     torch.save(weights, file)
-    load_pretrained(model, file)
+    assert load_pretrained(model, file).aside == ()
     assert same(model.state_dict(), weights)
 
 
@@ -125,6 +126,29 @@ def test_remap_that_fails_is_a_wrong_file(file: Path) -> None:
     refused(
         Picky(), file, r"is not for Picky: its names cannot be mapped \(KeyError: 'stem\.weight'"
     )
+
+
+class Fresh(Net):
+    """Reads files without a norm, cuts its bias to size, and does not need one of their tensors."""
+
+    def remap_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        norm = {n: t for n, t in self.state_dict().items() if n.startswith("body.1.")}
+        bias = state_dict["body.0.bias"][:4].clone()
+        given = {n: t for n, t in state_dict.items() if n != "mask"}
+        return {**norm, **given, "body.0.bias": bias}
+
+
+def test_what_a_name_map_does_is_said(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "zoo")
+    weights = {n: t for n, t in read_state_dict(file).items() if not n.startswith("body.1.")}
+    torch.save({**weights, "mask": torch.ones(3), "body.0.bias": torch.arange(6.0)}, file)
+    report = load_pretrained(Fresh(), file)
+    assert set(report.loaded) == set(weights)
+    assert len(report.kept) == 5 and all(name.startswith("body.1.") for name in report.kept)
+    assert report.aside == ("mask",)
+    assert report.resized == {"body.0.bias": ("[6]", "[4]")}
+    assert "fitted to another size: body.0.bias [6] / [4]; own values kept: body.1" in caplog.text
+    assert "merged or left out by the model's name map: mask" in caplog.text
 
 
 # what does not fit
@@ -292,6 +316,14 @@ def test_meta_model_that_cannot_be_filled(file: Path) -> None:
         model.register_buffer("table", torch.ones(3), persistent=False)
     with pytest.raises(ZooError, match=r"buffers that no checkpoint holds \(table\)"):
         load_pretrained(model, file)
+    del model.table
+    weights = read_state_dict(file)
+    del weights["body.1.weight"]
+    torch.save(weights, file)
+    with pytest.raises(
+        ZooError, match=r"body\.1\.weight would have no values: the model is on the"
+    ):
+        load_pretrained(model, file, strict=False)
     assert all(p.is_meta for p in model.parameters())
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from zoo.checkpoints.formats import read_metadata
-from zoo.checkpoints.loading import LoadReport, head_names, load_pretrained
+from zoo.checkpoints.loading import head_names, load_pretrained
+from zoo.checkpoints.report import LoadReport
 from zoo.checkpoints.saving import save_state_dict
 from zoo.checkpoints.state_dict import read_state_dict
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from zoo.checkpoints.report import LoadReport, some, some_pairs
 from zoo.checkpoints.sources import locate
 from zoo.checkpoints.state_dict import open_state_dict
 from zoo.errors import ZooError
@@ -20,53 +21,6 @@ log = logging.getLogger("zoo")
 
 #: What wrappers put before every name; taken off only when the names then fit the model better.
 PREFIXES = ("module.", "model.", "backbone.", "_orig_mod.", "encoder.", "net.")
-
-
-@dataclass(frozen=True)
-class LoadReport:
-    """What :func:`load_pretrained` did.
-
-    Attributes:
-        source: the checkpoint.
-        place: the dictionary in the file that was taken, ``""`` for the file itself.
-        prefix: what was taken off the names.
-        loaded: parameters and buffers that now have the checkpoint's values.
-        head: parameters of the classifier that keep the model's own values, because the
-            checkpoint's is for another number of classes.
-        missing: parameters and buffers that the checkpoint lacks (``strict=False`` only).
-        unexpected: names in the checkpoint that the model lacks: of its classifier if the model has
-            none, else with ``strict=False`` only.
-        mismatched: name -> shape in the checkpoint, shape in the model, as text, with the dtype
-            where that is what differs (``strict=False`` only).
-        converted: ``"float16 -> float32"`` -> number of tensors whose dtype was changed.
-    """
-
-    source: str
-    place: str = ""
-    prefix: str = ""
-    loaded: tuple[str, ...] = ()
-    head: tuple[str, ...] = ()
-    missing: tuple[str, ...] = ()
-    unexpected: tuple[str, ...] = ()
-    mismatched: dict[str, tuple[str, str]] = field(default_factory=dict)
-    converted: dict[str, int] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        origin = self.source + (f" [{self.place}]" if self.place else "")
-        lines = [f"{len(self.loaded)} tensors from {origin}"]
-        if self.prefix:
-            lines.append(f"prefix '{self.prefix}' taken off")
-        if self.converted:
-            lines.append(", ".join(f"{n} x {what}" for what, n in self.converted.items()))
-        if self.head:
-            lines.append(f"classifier not loaded, it keeps its own values: {_some(self.head)}")
-        if self.missing:
-            lines.append(f"not in the checkpoint: {_some(self.missing)}")
-        if self.unexpected:
-            lines.append(f"not in the model: {_some(self.unexpected)}")
-        if self.mismatched:
-            lines.append(f"other shapes (checkpoint / model): {_pairs(self.mismatched)}")
-        return "; ".join(lines)
 
 
 def load_pretrained(
@@ -107,6 +61,9 @@ def load_pretrained(
         prefix=plan.prefix,
         loaded=tuple(plan.copies),
         head=tuple(plan.head),
+        kept=tuple(plan.kept),
+        aside=tuple(plan.aside),
+        resized=plan.resized,
         missing=tuple(plan.missing),
         unexpected=tuple(plan.unexpected + plan.dropped_head),
         mismatched=plan.mismatched,
@@ -149,25 +106,34 @@ class _Plan:
         self.dropped_head: list[str] = []
         self.mismatched: dict[str, tuple[str, str]] = {}
         self.converted: Counter[str] = Counter()
-        self.prefix, self.given = self._fit_names(tensors)
+        self.prefix, before, self.given = self._fit_names(tensors)
+        self.resized = {
+            name: (str(list(before[name].shape)), str(list(tensor.shape)))
+            for name, tensor in self.given.items()
+            if name in before and before[name].numel() != tensor.numel()
+        }
+        self.aside = _not_passed_on(before, self.given)
         self._compare()
         self._check_meta()
 
     # names
 
-    def _fit_names(self, tensors: dict[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
-        best: tuple[int, str, dict[str, Tensor]] | None = None
+    def _fit_names(
+        self, tensors: dict[str, Tensor]
+    ) -> tuple[str, dict[str, Tensor], dict[str, Tensor]]:
+        """The prefix to take off, the tensors without it, and these under the model's names."""
+        best: tuple[int, str, dict[str, Tensor], dict[str, Tensor]] | None = None
         failure: ZooError | None = None
         for prefix, candidate in _without_prefixes(tensors):
             try:
-                candidate = self._remap(candidate)
+                mapped = self._remap(candidate)
             except ZooError as error:
                 failure = failure or error
                 continue
-            fitting = sum(name in self.own for name in candidate)
+            fitting = sum(name in self.own for name in mapped)
             if best is None or fitting > best[0]:
-                best = fitting, prefix, candidate
-            if fitting == len(candidate) == len(self.own):
+                best = fitting, prefix, candidate, mapped
+            if fitting == len(mapped) == len(self.own):
                 break
         if best is None:
             assert failure is not None
@@ -191,6 +157,7 @@ class _Plan:
     def _compare(self) -> None:
         heads = tuple(f"{name}." for name in head_names(self.model))
         other_classes, unfit_head = set(), False
+        self.kept = [n for n, t in self.given.items() if n in self.own and _same(t, self.own[n])]
         for name, theirs in self.given.items():
             mine = self.own.get(name)
             if mine is None or _fits(theirs, mine):
@@ -209,7 +176,7 @@ class _Plan:
         self.copies = [
             n
             for n in self.given
-            if n in self.own and n not in self.mismatched and n not in self.head
+            if n in self.own and n not in {*self.mismatched, *self.head, *self.kept}
         ]
         self.unexpected = [n for n in self.given if n not in self.own]
         if heads and not any(n.startswith(heads) for n in self.own):
@@ -231,18 +198,14 @@ class _Plan:
         if lost:
             raise ZooError(
                 f"{type(self.model).__name__} on the meta device has buffers that no checkpoint "
-                f"holds ({_some(lost)}): build it on a real device"
+                f"holds ({some(lost)}): build it on a real device"
             )
         unset = [n for n in self.copies if self.given[n].is_meta]
-        for name in (*unset, *self.head):
+        unset += [n for n in (*self.kept, *self.missing, *self.mismatched)]
+        for name in self.head:
             module = self.model.get_submodule(name.rpartition(".")[0])
-            if self.own[name].is_meta and (
-                name in unset or not hasattr(module, "reset_parameters")
-            ):
-                raise ZooError(
-                    f"{name} would keep its own values, but the model is on the meta device and "
-                    "cannot make them: build it on a real device"
-                )
+            unset += [] if hasattr(module, "reset_parameters") else [name]
+        self.unset = [n for n in unset if self.own[n].is_meta]
 
     @property
     def problems(self) -> bool:
@@ -256,11 +219,11 @@ class _Plan:
             f"{self.source} does not fit {name}: {len(self.copies)} of its {total} tensors would"
         ]
         if self.mismatched:
-            parts.append(f"other shapes (checkpoint / model): {_pairs(self.mismatched)}")
+            parts.append(f"other shapes (checkpoint / model): {some_pairs(self.mismatched)}")
         if self.missing:
-            parts.append(f"missing in the checkpoint: {_some(self.missing)}")
+            parts.append(f"missing in the checkpoint: {some(self.missing)}")
         if self.unexpected:
-            parts.append(f"unknown to the model: {_some(self.unexpected)}")
+            parts.append(f"unknown to the model: {some(self.unexpected)}")
         return ". ".join([*parts, self._advice()])
 
     def _advice(self) -> str:
@@ -278,7 +241,12 @@ class _Plan:
     # values
 
     def check_values(self) -> None:
-        """Two names of one parameter must have one value."""
+        """Two names of one parameter must have one value, and all parameters must have some."""
+        if self.unset:
+            raise ZooError(
+                f"{some(self.unset)} would have no values: the model is on the meta device, build "
+                "it on a real one"
+            )
         first: dict[int, str] = {}
         for name in self.copies:
             other = first.setdefault(id(self.own[name]), name)
@@ -336,6 +304,24 @@ def _without_prefixes(tensors: dict[str, Tensor]) -> Iterable[tuple[str, dict[st
         candidates = shorter
 
 
+def _same(theirs: Tensor, mine: Tensor) -> bool:
+    """Whether a name map gave back the model's own parameter."""
+    return not mine.is_meta and theirs.numel() > 0 and theirs.data_ptr() == mine.data_ptr()
+
+
+def _not_passed_on(before: dict[str, Tensor], after: dict[str, Tensor]) -> list[str]:
+    """Names whose memory appears nowhere behind the name map, neither whole nor in part."""
+    starts = sorted(t.data_ptr() for t in after.values() if not t.is_meta)
+
+    def lost(name: str, tensor: Tensor) -> bool:
+        if name in after or tensor.numel() == 0:
+            return False
+        place = bisect_left(starts, tensor.data_ptr())
+        return place == len(starts) or starts[place] >= tensor.data_ptr() + tensor.nbytes
+
+    return [name for name, tensor in before.items() if lost(name, tensor)]
+
+
 def _kind(tensor: Tensor) -> tuple[bool, bool]:
     return tensor.is_complex(), tensor.is_floating_point()
 
@@ -355,13 +341,3 @@ def _describe(theirs: Tensor, mine: Tensor) -> tuple[str, str]:
 
 def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _some(names: Iterable[str], limit: int = 8) -> str:
-    names = list(names)
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
-
-
-def _pairs(mismatched: dict[str, tuple[str, str]]) -> str:
-    return _some([f"{name} {theirs} / {mine}" for name, (theirs, mine) in mismatched.items()])
