@@ -164,6 +164,7 @@ def quiet() -> None:
         ".*not resumable.*",
         ".*smaller than the logging interval.*",
         ".*LeafSpec.*",
+        ".*in eval mode at the start of training.*",  # the averaged weights
         ".*lr_scheduler.step.*before.*optimizer.step.*",
     ):
         warnings.filterwarnings("ignore", message=message)

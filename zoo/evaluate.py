@@ -20,9 +20,10 @@ from zoo.show import print_metrics
 
 def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="zoo evaluate", allow_abbrev=False, description="Measure what was trained."
+        usage="zoo evaluate RUN|CHECKPOINT|RECIPE.yaml [--split val] [--recipe FILE] [--a.b VALUE]",
+        allow_abbrev=False,
+        description="Measure a run, a checkpoint, or a recipe's pretrained weights.",
     )
-    parser.add_argument("source", type=Path, help="folder of a run, checkpoint, or recipe (.yaml)")
     parser.add_argument("--split", choices=("test", "val"), default="test")
     parser.add_argument(
         "--recipe", type=Path, metavar="FILE", help="take this recipe instead of the checkpoint's"
@@ -36,9 +37,11 @@ def _arguments() -> argparse.ArgumentParser:
 @command
 def main(argv: list[str]) -> int:
     """Evaluate as the command line says."""
+    source = Path(argv.pop(0)) if argv and not argv[0].startswith("-") else None
     arguments, overrides = _arguments().parse_known_args(argv)
     quiet()
-    source: Path = arguments.source
+    if source is None:
+        raise ZooError("what? it comes first: zoo evaluate RUN|CHECKPOINT|RECIPE.yaml")
     checkpoint = None
     if source.suffix in (".yaml", ".yml"):
         recipe, name = Recipe(source, overrides), recipe_name(source)

@@ -32,22 +32,18 @@ def main(argv: list[str]) -> int:
     if not names:
         raise ZooError(f"no model matches {pattern!r}; zoo list shows them all")
     infos = [zoo.model_info(name) for name in names]
-    systems = sorted({(info.family, info.system) for info in infos})
-    print_table(
-        "models",
-        ("model", "system", "parameters", "description"),
-        [
-            (i.name, f"{i.family}/{i.system}", f"{_parameters(i.name):,}", i.description)
-            for i in infos
-        ],
-        right=("parameters",),
-    )
-    folder = recipes_folder()
-    rows = []
-    for family, system in systems:
-        found = sorted(path.name for path in (folder / family / system).glob("*.yaml"))
-        rows.append((f"{family}/{system}", " ".join(found) or "none"))
-    print_table(f"systems and their recipes in {folder}", ("system", "recipes"), rows)
+    for family, system in sorted({(info.family, info.system) for info in infos}):
+        recipes = (recipes_folder() / family / system).glob("*.yaml")
+        print_table(
+            f"{family}/{system}   recipes: {', '.join(sorted(p.name for p in recipes)) or 'none'}",
+            ("model", "parameters", "description"),
+            [
+                (info.name, f"{_parameters(info.name):,}", info.description)
+                for info in infos
+                if (info.family, info.system) == (family, system)
+            ],
+            right=("parameters",),
+        )
     return 0
 
 

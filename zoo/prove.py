@@ -13,17 +13,16 @@ import time
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
 import torch
 from jsonargparse import ArgumentParser
 
-from zoo.cli import Recipe, quiet, read_yaml
+from zoo.cli import quiet, read_yaml
 from zoo.command import command
 from zoo.errors import ZooError
 from zoo.list import recipes_folder
 from zoo.plots import measured_bars
-from zoo.proofs import Inequality, Measurement, Proof, check
+from zoo.proofs import Inequality, Proof, check
 from zoo.recipe_errors import explain
 from zoo.runs import write_atomically
 from zoo.show import print_table, say
@@ -102,29 +101,6 @@ def read_proofs(file: Path) -> list[Proof]:
     except argparse.ArgumentError as error:
         raise ZooError(explain(str(error), str(file), (), {"proofs": Proof})) from error
     return parser.instantiate(config).proofs
-
-
-class TrainedRecipe(Measurement):
-    """The test of a recipe that is trained for the purpose; ``test/acc1`` is measured as ``acc1``.
-
-    Args:
-        recipe: file below ``recipes/``.
-        overrides: values to set in it, such as ``{model.init_args.model_args.d_state: 1}``.
-    """
-
-    def __init__(self, recipe: str, overrides: dict[str, Any] | None = None) -> None:
-        self.recipe, self.overrides = recipe, overrides or {}
-
-    def measure(self) -> dict[str, float]:
-        """Train and test."""
-        from zoo.runs import new_run_path, recipe_name
-        from zoo.train import train
-
-        options = [f"--{key}={value}" for key, value in self.overrides.items()]
-        path = recipes_folder() / self.recipe
-        name = recipe_name(path)
-        metrics = train(Recipe(path, options), name, new_run_path(Path("runs/proofs"), name))
-        return {key.rpartition("/")[2]: value for key, value in metrics.items()}
 
 
 def _find(system: str, files: list[Path]) -> Path:

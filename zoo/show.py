@@ -6,15 +6,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_only
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+LONGEST_UNBROKEN = 30
 
-@rank_zero_only
+
 def say(line: str) -> None:
-    """One line for the user, from the main process."""
+    """One line for the user."""
     Console(soft_wrap=True, highlight=False).print(line, markup=False)
 
 
@@ -37,14 +38,21 @@ def print_table(
     title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], right: Sequence[str] = ()
 ) -> None:
     """A table; ``right`` names the columns that are flush right."""
-    table = Table(header_style="")
-    for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*map(str, row))
+    cells = [[str(value) for value in row] for row in rows]
+    table = Table(header_style="", box=SIMPLE_HEAD, show_edge=False)
+    for place, column in enumerate(columns):
+        table.add_column(
+            column,
+            justify="right" if column in right else "left",
+            no_wrap=max((len(row[place]) for row in cells), default=0) <= LONGEST_UNBROKEN,
+            overflow="fold",
+        )
+    for row in cells:
+        table.add_row(*row)
     console = Console(highlight=False)
     console.print(title, style="bold", markup=False, soft_wrap=True)
     console.print(table)
+    console.print()
 
 
 def print_metrics(title: str, metrics: Mapping[str, float], where: Path) -> None:

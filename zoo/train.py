@@ -30,13 +30,12 @@ from zoo.show import count, print_metrics, say
 
 def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="zoo train",
+        usage="zoo train RECIPE.yaml [--a.b VALUE] [--resume [RUN]] [--ckpt_path FILE]",
         allow_abbrev=False,
         description="Train a recipe, test the best checkpoint, draw pictures.",
         epilog="Every value of the recipe can be set: --trainer.max_epochs 5, "
         "--data.init_args.batch_size 32; --print_config shows them all.",
     )
-    parser.add_argument("recipe", nargs="?", type=Path, help="recipe file (.yaml)")
     parser.add_argument(
         "--resume",
         nargs="?",
@@ -52,30 +51,30 @@ def _arguments() -> argparse.ArgumentParser:
 @command
 def main(argv: list[str]) -> int:
     """Train as the command line says."""
+    # not argparse's business: it would take the value of an override for the recipe
+    path = Path(argv.pop(0)) if argv and not argv[0].startswith("-") else None
     arguments, overrides = _arguments().parse_known_args(argv)
-    if arguments.resume and arguments.recipe is None and arguments.resume.endswith(".yaml"):
-        arguments.recipe, arguments.resume = Path(arguments.resume), ""
-    run, checkpoint = _continued(arguments)
+    if path is None and arguments.resume and arguments.resume.endswith(".yaml"):
+        path, arguments.resume = Path(arguments.resume), ""
+    run, checkpoint = _continued(arguments, path)
     if checkpoint is None:
-        if arguments.recipe is None:
-            raise ZooError(
-                "which recipe? usage: zoo train RECIPE.yaml [--a.b VALUE]; zoo list shows them"
-            )
-        recipe, name = Recipe(arguments.recipe, overrides), recipe_name(arguments.recipe)
+        if path is None:
+            raise ZooError("which recipe? it comes first: zoo train RECIPE.yaml [--a.b VALUE]")
+        recipe, name = Recipe(path, overrides), recipe_name(path)
     else:
         recipe, name = Recipe.of_checkpoint(read_checkpoint(checkpoint), checkpoint, overrides)
     train(recipe, name, run or new_run_path(arguments.runs, name), checkpoint)
     return 0
 
 
-def _continued(arguments: argparse.Namespace) -> tuple[Path | None, Path | None]:
+def _continued(arguments: argparse.Namespace, path: Path | None) -> tuple[Path | None, Path | None]:
     """The run to go on with, and the checkpoint to start from, if any."""
     run = None
     if arguments.resume is not None:
         if arguments.resume:
             run = Path(arguments.resume)
-        elif arguments.recipe is not None:
-            run = latest_run(arguments.runs, recipe_name(arguments.recipe))
+        elif path is not None:
+            run = latest_run(arguments.runs, recipe_name(path))
         else:
             raise ZooError("--resume: of which recipe? Give the recipe, or the folder of the run")
         if not (run / LAST).is_file() and arguments.ckpt_path is None:
@@ -111,11 +110,12 @@ def train(
         plugins=[CheckpointFiles(recipe.text, name)],
         callbacks=[RunFolder(folder, recipe.text, name, table), checkpoints],
     )
-    say(
-        f"{name} -> {folder}: {type(task).__name__}, {count(task.model)} parameters, "
-        f"{len(data.source('train')):,} training and {len(data.source('val')):,} validation samples"
-        + (f", from step {step:,}" if step else "")
-    )
+    if trainer.is_global_zero:
+        say(
+            f"{name} -> {folder}: {type(task).__name__}, {count(task.model)} parameters, "
+            f"{len(data.source('train')):,} training and {len(data.source('val')):,} validation samples"
+            + (f", from step {step:,}" if step else "")
+        )
     try:
         trainer.fit(task, datamodule=data, ckpt_path=checkpoint)
     except SystemExit:  # Lightning's answer to Ctrl-C

@@ -49,10 +49,9 @@ def learning_curve(
         metric.plot([step], [value], "o", color=BLUE, markersize=6)
         title = f"{monitor}: best {value:.4g} at step {step:.0f}"
     metric.set(xlabel="step", ylabel=monitor, title=title)
+    if losses.get_lines():
+        losses.legend(frameon=False)
     for axes in (losses, metric):
-        plain(axes)
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        if axes.get_lines():
-            axes.legend(frameon=False)
+        plain(axes).xaxis.set_major_locator(MaxNLocator(6, integer=True))
     figure.suptitle(title, fontsize=11)
     return figure

@@ -1,0 +1,229 @@
+"""Commands: what they print, write and return; a user's error is one line and exit code 2."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+
+import zoo.__main__
+import zoo.evaluate
+import zoo.list
+import zoo.train
+from tests.tiny import ROOT, start, tiny_recipe
+from zoo.command import command
+from zoo.errors import ZooError
+
+
+def error_of(capsys, code: int) -> str:
+    """The one line on stderr."""
+    assert code == 2
+    captured = capsys.readouterr()
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1, captured.err
+    assert "Traceback" not in captured.out + captured.err
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    "old, new, expected",
+    [
+        ("lr:", "lrr:", "tiny.yaml: model.init_args.optimizer.lrr: no such key; did you mean lr?"),
+        ("lr: 0.002", "lr: abc", "model.init_args.optimizer.lr: 'abc' given, expected float"),
+        ("trainer:", "trainr:", "tiny.yaml: trainr: no such key; did you mean trainer?"),
+        ("max_epochs", "max_epoch", "trainer.max_epoch: no such key; did you mean max_epochs"),
+        ("max_epochs: 1", "max_epochs: x", "trainer.max_epochs: 'x' given, expected int or null"),
+        (
+            "image_size",
+            "imge_size",
+            "data.init_args.imge_size: no such key; did you mean image_size",
+        ),
+        ("ImageClassification", "Foo", "model.class_path: 'zoo.tasks.Foo' given, expected a class"),
+        (
+            "zoo.data.Digits",
+            "zoo.tasks.ImageClassification",
+            "data.class_path: expected a subclass of DataModule",
+        ),
+        ("zoo.data.Digits", "zoo.data.ImageFolder", "data.init_args.root: missing"),
+        (
+            "warmup_epochs: 1",
+            "sched: cosin",
+            "schedule.sched: 'cosin' given, expected cosine, tanh",
+        ),
+        ("  init_args:", "  init_arg:", "init_arg: no such key; did you mean init_args?"),
+        ("num_classes: 10", "num_classes: 7", "num_classes is 7, but the data have 10 classes"),
+        ("stem_width", "stem_wdth", "model_args: ResNet.__init__() got an unexpected keyword"),
+        ("resnet10t", "vmamba_tyni", "there is no model 'vmamba_tyni': did you mean"),
+        ("batch_size: 128", "batch_size: 5000", "batch_size is 5000, but there are only 1257"),
+        ("batch_size: 128", "batch_size: [", "tiny.yaml, line 6: not valid YAML"),
+    ],
+)
+def test_wrong_recipe_is_one_line(in_tmp_path, capsys, old, new, expected):
+    recipe = tiny_recipe(in_tmp_path)
+    text = recipe.read_text()
+    assert old in text
+    recipe.write_text(text.replace(old, new, 1))
+    assert expected in error_of(capsys, zoo.train.main([str(recipe)]))
+    assert not (in_tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        (["--model.lrr", "3"], "--model.lrr: no such key; expected one of"),
+        (["--model.optimizer.lr=x"], "--model.optimizer.lr: 'x' given, expected float"),
+        (["--trainer.max_epoch", "3"], "--trainer.max_epoch: no such key; did you mean max_epochs"),
+        (["--trainr.max_epochs", "3"], "--trainr.max_epochs: no such key; did you mean trainer?"),
+        (["--trainer.max_epochs"], "--trainer.max_epochs: a value is missing"),
+        (["extra"], "extra: unexpected argument"),
+        (["--trainer.accelerator", "gpx"], "trainer: You selected an invalid accelerator name"),
+        (["--checkpoint.every_n_steps", "0"], "checkpoint.every_n_steps is 0, expected 1 or more"),
+        (["--resume"], "--resume: no run with a checkpoint in runs/test/tiny"),
+        (["--ckpt_path", "no.ckpt"], "no.ckpt does not exist, expected a checkpoint"),
+        (
+            ["--data", "zoo.data.ImageFolder", "--data.root", "/no/such/folder"],
+            "data.init_args.root: /no/such/folder is not a folder, expected a folder with train/",
+        ),
+    ],
+)
+def test_wrong_option_is_one_line(in_tmp_path, capsys, options, expected):
+    recipe = tiny_recipe(in_tmp_path)
+    assert expected in error_of(capsys, zoo.train.main([str(recipe), *options]))
+    assert not (in_tmp_path / "runs").exists()
+
+
+def test_broken_files_are_one_line(in_tmp_path, capsys, trained_run):
+    assert "which recipe?" in error_of(capsys, zoo.train.main([]))
+    assert "no.yaml does not exist" in error_of(capsys, zoo.train.main(["no.yaml"]))
+    recipe = tiny_recipe(in_tmp_path)
+    recipe.write_bytes(b"\xff\xfe\x00")
+    assert "cannot be read as a recipe" in error_of(capsys, zoo.train.main([str(recipe)]))
+
+    recipe = str(tiny_recipe(in_tmp_path))
+    whole = (trained_run / "checkpoints/last.ckpt").read_bytes()
+    (in_tmp_path / "cut.ckpt").write_bytes(whole[: len(whole) // 2])
+    for run, arguments in (
+        (zoo.train.main, [recipe, "--ckpt_path", "cut.ckpt"]),
+        (zoo.evaluate.main, ["cut.ckpt"]),
+    ):
+        line = error_of(capsys, run(arguments))
+        assert "cut.ckpt" in line and "truncated or no checkpoint" in line
+    torch.save({"weight": torch.zeros(1)}, "other.ckpt")
+    assert "is not a checkpoint of a run" in error_of(capsys, zoo.evaluate.main(["other.ckpt"]))
+    assert not (in_tmp_path / "runs").exists()
+
+
+def test_infinite_loss_is_one_line_and_keeps_what_was_saved(in_tmp_path, capsys):
+    recipe = tiny_recipe(in_tmp_path, model__init_args__optimizer={"lr": 1e30})
+    line = error_of(capsys, zoo.train.main([str(recipe), "--checkpoint.every_n_steps", "1"]))
+    assert "the training loss became nan in epoch 0, step" in line
+    (saved,) = in_tmp_path.glob("runs/test/tiny/*/checkpoints/last.ckpt")
+    weights = torch.load(saved, weights_only=True)["state_dict"]
+    assert all(value.isfinite().all() for key, value in weights.items() if "model." in key)
+
+
+def test_debug_variable_shows_the_traceback(monkeypatch):
+    @command
+    def fail(argv):
+        raise ZooError("because")
+
+    assert fail([]) == 2
+    monkeypatch.setenv("ZOO_DEBUG", "1")
+    with pytest.raises(ZooError, match="because"):
+        fail([])
+
+
+def test_run_folder(trained_run):
+    files = {str(path.relative_to(trained_run)) for path in trained_run.rglob("*")}
+    assert files >= {
+        "recipe.yaml",
+        "metrics.csv",
+        "learning_curve.png",
+        "confusion_matrix.png",
+        "predictions.png",
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+        "tensorboard",
+    }
+    recipe = yaml.safe_load((trained_run / "recipe.yaml").read_text())
+    assert recipe["model"]["init_args"]["optimizer"]["weight_decay"] == 0.05  # resolved defaults
+    assert recipe["data"]["class_path"] == "zoo.data.Digits"
+    with (trained_run / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert sum(bool(row["val/acc1"]) for row in rows) == 3
+    assert sum(bool(row["train/loss"]) for row in rows) == 3
+    assert 0 <= float(rows[-1]["test/acc1"]) <= float(rows[-1]["test/acc5"]) <= 1
+
+
+def test_best_checkpoint_holds_the_judged_weights_alone(trained_run):
+    best = torch.load(trained_run / "checkpoints/best.ckpt", weights_only=True)
+    last = torch.load(trained_run / "checkpoints/last.ckpt", weights_only=True)
+    assert "optimizer_states" not in best and "optimizer_states" in last
+    assert all(key.startswith("model.") for key in best["state_dict"])
+    assert any(key.startswith("ema.module.") for key in last["state_dict"])
+    assert best["class_names"] == list("0123456789")
+
+
+def test_evaluate_repeats_the_test(trained_run, capsys, in_tmp_path):
+    with (trained_run / "metrics.csv").open(newline="") as file:
+        tested = float(list(csv.DictReader(file))[-1]["test/acc1"])
+    assert zoo.evaluate.main([str(trained_run), "--output", "out.json"]) == 0
+    report = json.loads((in_tmp_path / "out.json").read_text())
+    assert report["test/acc1"] == pytest.approx(tested, abs=1e-7)
+    assert f"{tested:.2%}" in capsys.readouterr().out
+    code = zoo.evaluate.main([str(trained_run), "--data.init_args.image_sise", "16"])
+    assert "--data.init_args.image_sise: no such key" in error_of(capsys, code)
+    recipe = tiny_recipe(in_tmp_path)
+    assert "nothing trained in it" in error_of(capsys, zoo.evaluate.main([str(recipe)]))
+
+
+def test_finished_run_goes_on_with_more_epochs(trained_run, in_tmp_path):
+    checkpoint = str(trained_run / "checkpoints/last.ckpt")
+    assert zoo.train.main(["--ckpt_path", checkpoint, "--trainer.max_epochs", "4"]) == 0
+    (run,) = in_tmp_path.glob("runs/test/tiny/*")
+    last = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    assert last["global_step"] == 4 * (1257 // 128)
+    with (run / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["epoch"]) for row in rows if row["train/loss"]] == [3]
+
+
+def test_list(capsys):
+    assert zoo.list.main(["vmamba_tiny"]) == 0
+    out = capsys.readouterr().out
+    assert "30,249,064" in out and "vision/vmamba" in out and "small.yaml" in out
+    assert "no model matches 'foo*'" in error_of(capsys, zoo.list.main(["foo*"]))
+
+
+def test_unknown_command(capsys):
+    assert "did you mean train?" in error_of(capsys, zoo.__main__.main(["trian"]))
+    assert zoo.__main__.main(["--help"]) == 0
+    assert "predict" in capsys.readouterr().out
+
+
+def test_info_needs_torch_alone(tmp_path):
+    script = (
+        "import sys, zoo.__main__; code = zoo.__main__.main(['info']); "
+        "assert not {'lightning', 'timm', 'torchmetrics'} & set(sys.modules); sys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.strip().splitlines()
+    assert len(lines) == 10
+    assert any(line.startswith("CPU kernels") for line in lines)
+
+
+@pytest.mark.slow
+def test_exit_code_of_the_process(tmp_path):
+    recipe = tiny_recipe(tmp_path)
+    process = start("train", recipe, "--model.lrr", "3", folder=tmp_path)
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 2
+    assert output.strip().splitlines()[-1].startswith("error: --model.lrr: no such key")
+    assert "Traceback" not in output
