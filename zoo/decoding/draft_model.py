@@ -17,6 +17,7 @@ from zoo.decoding.session import Scores, Session, open_session
 from zoo.decoding.tree import Tree, best_subtree
 from zoo.decoding.verify import Draft, Verdict
 from zoo.errors import ZooError
+from zoo.models.language.base_lm import load_causal_lm
 
 
 class DraftModelMethod(Method):
@@ -34,9 +35,7 @@ class DraftModelMethod(Method):
     def start(self, run: Run, prompt: Scores | None) -> None:
         """Load the draft model and open its cache."""
         if not isinstance(self.draft, nn.Module):
-            from transformers import AutoModelForCausalLM
-
-            self.draft = AutoModelForCausalLM.from_pretrained(self.draft).eval()
+            self.draft = load_causal_lm(self.draft)
         parameter = next(run.model.parameters())
         self.draft.to(device=parameter.device, dtype=parameter.dtype)
         mine, theirs = self.draft.config.vocab_size, run.model.config.vocab_size

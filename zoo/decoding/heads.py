@@ -10,7 +10,7 @@ from torch import nn
 
 from zoo.checkpoints import load_pretrained, save_state_dict
 from zoo.errors import ZooError
-from zoo.models.registry import create_model, list_models
+from zoo.models.registry import create_model
 
 HeadT = TypeVar("HeadT", bound=nn.Module)
 
@@ -37,7 +37,7 @@ def head_for(cls: type[HeadT], source: HeadT | str | Path, model: nn.Module) -> 
     """
     if isinstance(source, nn.Module):
         head = source
-    elif not Path(source).exists() and str(source) in list_models():
+    elif not Path(source).exists() and "/" not in str(source):
         head = create_model(str(source), pretrained=True)
     else:
         head = cls.from_config(_settings(source), model.config)

@@ -1,0 +1,243 @@
+"""Text for language models: blocks of tokens from Python's own files, and conversations."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sysconfig
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from zoo.data.base import DataModule, Source
+from zoo.errors import ZooError
+
+#: Splits and the shares of all documents that go into them.
+SPLITS = {"train": (0.0, 0.9), "val": (0.9, 0.95), "test": (0.95, 1.0)}
+
+
+class TextDataModule(DataModule):
+    """Samples are ``(ids, mask)``: int64 ``[length]``, and float ``[length]`` with 1 where a token
+    counts as something to be predicted.
+
+    Args:
+        length: tokens of a sample.
+        kwargs: see :class:`zoo.data.DataModule`.
+    """
+
+    #: None where the tokens stand for themselves.
+    tokenizer: PreTrainedTokenizerBase | None = None
+
+    def __init__(self, length: int = 256, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if length < 2:
+            raise ZooError(f"data.init_args.length is {length}, expected 2 or more")
+        self.length = length
+
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """Number of different tokens."""
+
+    def train_transform(self, sample: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """As it is."""
+        return sample
+
+    eval_transform = train_transform
+
+
+class Blocks(Source):
+    """A long row of tokens, cut into samples."""
+
+    def __init__(self, tokens: Tensor, length: int) -> None:
+        self.blocks = tokens[: len(tokens) // length * length].view(-1, length)
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        block = self.blocks[index].long()
+        return block, torch.ones(len(block))
+
+
+class PythonSource(TextDataModule):
+    """The source of Python's own standard library, with a byte-pair tokenizer trained on it.
+
+    Files are shared out among the splits by their names. Which text it is depends on the version of
+    Python.
+
+    Args:
+        length: tokens of a sample.
+        vocab_size: of the tokenizer.
+        max_bytes: how much text is read.
+        kwargs: see :class:`zoo.data.DataModule`.
+    """
+
+    def __init__(
+        self, length: int = 256, vocab_size: int = 1024, max_bytes: int = 3_000_000, **kwargs: Any
+    ) -> None:
+        super().__init__(length, **kwargs)
+        self._vocab_size, self.max_bytes = vocab_size, max_bytes
+        self._texts: dict[str, list[str]] | None = None
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of different tokens."""
+        return self._vocab_size
+
+    def texts(self, split: str) -> list[str]:
+        """The files of a split."""
+        if self._texts is None:
+            self._texts = self._read()
+        return self._texts[split]
+
+    def _read(self) -> dict[str, list[str]]:
+        root = Path(sysconfig.get_paths()["stdlib"])
+        skipped = ("test", "tests", "idle_test", "site-packages", "lib2to3", "dist-packages")
+        texts: dict[str, list[str]] = {split: [] for split in SPLITS}
+        files = [
+            path
+            for path in root.rglob("*.py")
+            if not set(skipped) & set(path.relative_to(root).parts[:-1])
+        ]
+        left = self.max_bytes
+        # by hash: a mixture of everything however little is read
+        for path in sorted(files, key=lambda path: _share(path.relative_to(root).as_posix())):
+            text = path.read_text(encoding="utf-8", errors="ignore")
+            if left <= 0:
+                break
+            left -= len(text)
+            share = _share("split " + path.relative_to(root).as_posix())
+            for split, (low, high) in SPLITS.items():
+                if low <= share < high:
+                    texts[split].append(text)
+        return texts
+
+    def load(self, split: str) -> Blocks:
+        """Tokenize a split."""
+        if self.tokenizer is None:
+            self.tokenizer = train_tokenizer(self.texts("train"), self._vocab_size)
+        ids = self.tokenizer(self.texts(split), add_special_tokens=False)["input_ids"]
+        return Blocks(torch.tensor([token for text in ids for token in text]), self.length)
+
+
+def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level byte-pair tokenizer; every text can be written in it."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<pad>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", clean_up_tokenization_spaces=False
+    )
+
+
+def _share(name: str) -> float:
+    """A number in [0, 1) that depends on the name alone."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48
+
+
+class Conversations(TextDataModule):
+    """Conversations as ShareGPT's files hold them; only the assistant's words count.
+
+    The file is a JSON list of ``{"conversations": [{"from": "human", "value": ...}, {"from": "gpt",
+    "value": ...}, ...]}``, or of Alpaca's ``{"instruction", "input", "output"}``. The text is
+    written as Vicuna writes it.
+
+    Args:
+        file: the JSON file.
+        tokenizer: folder or hub name.
+        length: longest sample; longer ones are cut, shorter ones padded.
+        kwargs: see :class:`zoo.data.DataModule`.
+    """
+
+    SYSTEM = (
+        "A chat between a curious user and an artificial intelligence assistant. "
+        "The assistant gives helpful, detailed, and polite answers to the user's questions."
+    )
+
+    def __init__(self, file: Path, tokenizer: str, length: int = 2048, **kwargs: Any) -> None:
+        super().__init__(length, **kwargs)
+        self.file, self._tokenizer = Path(file), tokenizer
+        self._conversations: list[list[tuple[str, str]]] | None = None
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of different tokens."""
+        return len(self._load_tokenizer())
+
+    def _load_tokenizer(self) -> PreTrainedTokenizerBase:
+        if self.tokenizer is None:
+            try:
+                self.tokenizer = AutoTokenizer.from_pretrained(self._tokenizer)
+            except (OSError, ValueError) as error:
+                raise ZooError(
+                    f"data.init_args.tokenizer '{self._tokenizer}' cannot be loaded: {error}"
+                ) from error
+        return self.tokenizer
+
+    def load(self, split: str) -> list[list[tuple[str, str]]]:
+        """The turns ``(speaker, text)`` of each conversation of a split."""
+        if self._conversations is None:
+            self._conversations = read_conversations(self.file)
+        low, high = (round(share * len(self._conversations)) for share in SPLITS[split])
+        return self._conversations[low:high]
+
+    def train_transform(self, sample: list[tuple[str, str]]) -> tuple[Tensor, Tensor]:
+        """Turns -> tokens and mask."""
+        tokenizer = self._load_tokenizer()
+        ids: list[int] = list(tokenizer(self.SYSTEM)["input_ids"])
+        mask = [0.0] * len(ids)
+        for speaker, text in sample:
+            words = f" USER: {text}" if speaker == "user" else f" ASSISTANT: {text}"
+            turn = tokenizer(words, add_special_tokens=False)["input_ids"]
+            if speaker != "user" and tokenizer.eos_token_id is not None:
+                turn = [*turn, tokenizer.eos_token_id]
+            ids += turn
+            mask += [float(speaker != "user")] * len(turn)
+        padding = self.length - len(ids)
+        pad = tokenizer.pad_token_id or tokenizer.eos_token_id or 0
+        row = torch.tensor((ids + [pad] * padding)[: self.length])
+        return row, torch.tensor((mask + [0.0] * padding)[: self.length])
+
+    eval_transform = train_transform
+
+
+def read_conversations(file: Path) -> list[list[tuple[str, str]]]:
+    """Read ShareGPT's or Alpaca's layout: lists of ``("user" or "assistant", text)``."""
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ZooError(f"{file} cannot be read as a list of conversations: {error}") from error
+    if not isinstance(content, list):
+        raise ZooError(f"{file}: expected a JSON list of conversations")
+    conversations = []
+    for number, item in enumerate(content):
+        if "conversations" in item:
+            turns = [
+                ("user" if t["from"] in ("human", "user") else "assistant", t["value"])
+                for t in item["conversations"]
+                if t["from"] != "system"
+            ]
+        elif "instruction" in item and "output" in item:
+            question = "\n".join(filter(None, [item["instruction"], item.get("input")]))
+            turns = [("user", question), ("assistant", item["output"])]
+        else:
+            raise ZooError(
+                f"{file}: entry {number} has the keys {', '.join(item)}; expected conversations "
+                "(ShareGPT) or instruction and output (Alpaca)"
+            )
+        if turns:
+            conversations.append(turns)
+    return conversations

@@ -1,0 +1,107 @@
+"""Small Llama-style language models that anyone can train, and how a causal LM is found by name."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+)
+
+from zoo.errors import ZooError
+from zoo.models.registry import register_model
+
+
+def _llama(settings: dict[str, Any], overrides: dict[str, Any]) -> LlamaForCausalLM:
+    special = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
+    return LlamaForCausalLM(LlamaConfig(**(special | settings | overrides))).eval()
+
+
+@register_model()
+def base_lm_small(**overrides: Any) -> LlamaForCausalLM:
+    """Target of the small recipes: 6 layers, width 160, grouped-query attention, 1,024 tokens."""
+    shape = dict(num_hidden_layers=6, hidden_size=160, intermediate_size=432)
+    heads = dict(num_attention_heads=4, num_key_value_heads=2)
+    common = dict(vocab_size=1024, max_position_embeddings=1024, tie_word_embeddings=False)
+    return _llama(shape | heads | common, overrides)
+
+
+@register_model()
+def base_lm_draft(**overrides: Any) -> LlamaForCausalLM:
+    """Draft model of the small recipes: 1 layer, width 96, the same 1,024 tokens."""
+    shape = dict(num_hidden_layers=1, hidden_size=96, intermediate_size=256)
+    heads = dict(num_attention_heads=3, num_key_value_heads=3)
+    common = dict(vocab_size=1024, max_position_embeddings=1024, tie_word_embeddings=False)
+    return _llama(shape | heads | common, overrides)
+
+
+def cache_folder() -> Path:
+    """Where models trained here are kept: ``$ZOO_CACHE``, or ``zoo`` in the user's cache folder."""
+    base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    return Path(os.environ.get("ZOO_CACHE", base / "zoo"))
+
+
+def trained_folder(name: str) -> Path:
+    """Folder of a model that a recipe exported under ``name``."""
+    return cache_folder() / "models" / name
+
+
+def export_causal_lm(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, name: str | Path
+) -> Path:
+    """Write a causal LM in the layout of transformers.
+
+    Args:
+        model: of transformers.
+        tokenizer: saved beside it, if there is one.
+        name: a name for :func:`find_causal_lm`, or a path with a separator in it.
+    """
+    folder = Path(name) if os.sep in str(name) else trained_folder(str(name))
+    model.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    return folder
+
+
+def find_causal_lm(source: str | Path) -> str:
+    """What transformers should load: a folder, the name of an exported model, or a hub name.
+
+    Raises:
+        ZooError: if it looks like a folder or an exported model and is not there.
+    """
+    text = str(source).removeprefix("hf://")
+    for folder in (Path(text), trained_folder(text)):
+        if (folder / "config.json").is_file():
+            return str(folder)
+    if text.count("/") == 1 and not text.startswith((".", "/")) and not Path(text).exists():
+        return text
+    raise ZooError(
+        f"there is no causal LM '{source}': expected a folder with config.json, owner/name on the "
+        "hub, or a model trained here (python -m zoo.train recipes/decoding/base_lm/small.yaml "
+        f"makes 'base_lm_small' in {cache_folder() / 'models'})"
+    )
+
+
+def load_causal_lm(source: str | Path, **options: Any) -> nn.Module:
+    """A causal LM in eval mode; see :func:`find_causal_lm`. ``options`` are transformers' own."""
+    found = find_causal_lm(source)
+    try:
+        return AutoModelForCausalLM.from_pretrained(found, **options).eval()
+    except OSError as error:
+        raise ZooError(f"the model '{found}' cannot be loaded: {error}") from error
+
+
+def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer beside a causal LM."""
+    found = find_causal_lm(source)
+    try:
+        return AutoTokenizer.from_pretrained(found)
+    except (OSError, ValueError) as error:
+        raise ZooError(f"'{found}' has no tokenizer that can be loaded: {error}") from error
