@@ -10,6 +10,7 @@ from torch import nn
 
 from zoo.checkpoints import load_pretrained, save_state_dict
 from zoo.errors import ZooError
+from zoo.models.language.base_lm import trained_folder
 from zoo.models.registry import create_model
 
 HeadT = TypeVar("HeadT", bound=nn.Module)
@@ -32,9 +33,12 @@ def head_for(cls: type[HeadT], source: HeadT | str | Path, model: nn.Module) -> 
 
     Args:
         cls: its class, which says in ``from_config`` how to build it.
-        source: the head itself; a folder that :func:`save_head` wrote or that the authors
-            published; a file of weights; ``hf://owner/name``; or the name of a registered model.
+        source: the head itself; a name that a recipe exported it under, a folder that
+            :func:`save_head` wrote or that the authors published; a file of weights;
+            ``hf://owner/name``; or the name of a registered model.
     """
+    if not isinstance(source, nn.Module) and (trained_folder(str(source)) / WEIGHTS).is_file():
+        source = trained_folder(str(source))
     if isinstance(source, nn.Module):
         head = source
     elif not Path(source).exists() and "/" not in str(source):
