@@ -56,6 +56,7 @@ def test_read_tensors_do_not_follow_the_file(tmp_path: Path) -> None:
         ({"model": WEIGHTS}, None),
         ({"state_dict": WEIGHTS, "epoch": 3, "metric": torch.tensor(0.5)}, None),
         ({"model": {"state_dict": WEIGHTS}}, None),
+        ({"model": {"config": {"depth": 3}}, "net": WEIGHTS}, None),
         ({"student": {"x": torch.ones(1)}, "teacher": WEIGHTS}, None),
         ({"odd_name": WEIGHTS, "epoch": 1}, None),
         ({"model": {"x": torch.ones(1)}, "model_ema": WEIGHTS}, "ema"),

@@ -123,3 +123,11 @@ def test_install_imports_nothing_heavy() -> None:
     code = "import sys, zoo.compat; zoo.compat.install(); print('transformers' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_old_transformers_are_mentioned(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(zoo.compat.huggingface, "version", lambda name: "4.57.6")
+    zoo.compat.install()
+    assert "transformers 4.57.6 does not ask for such functions as 5.15" in caplog.text

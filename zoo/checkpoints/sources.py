@@ -108,7 +108,8 @@ def _check_digest(name: str, found: str, expected: str) -> None:
 
 def _local(path: Path) -> Located:
     if path.is_dir():
-        names = [p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()]
+        files = [*path.glob("*"), *path.glob("checkpoints/*")]
+        names = [file.relative_to(path).as_posix() for file in files if file.is_file()]
         chosen = _choose(names, str(path))
         return _with_shards(f"{path}/{chosen}", chosen, lambda name: path / name)
     if not path.exists():

@@ -112,27 +112,14 @@ def _has_tensors(value: object) -> bool:
 
 def _find(content: Mapping[str, Any], name: str) -> tuple[Mapping[str, Any], str]:
     """The weights in a checkpoint, and the path to them."""
-    for container in CONTAINERS:
-        inner = content.get(container)
-        if not isinstance(inner, Mapping):
-            continue
-        if _has_tensors(inner):
-            others = [
-                other
-                for other in (*CONTAINERS, *EMA_CONTAINERS)
-                if other != container and _has_tensors(content.get(other))
-            ]
-            if others:
-                log.info(
-                    "%s: taking '%s'; it also holds %s (key=...)",
-                    name,
-                    container,
-                    ", ".join(f"'{other}'" for other in others),
-                )
-            return inner, container
-        if any(isinstance(value, Mapping) for value in inner.values()):
-            weights, place = _find(inner, name)
-            return weights, f"{container}.{place}" if place else container
+    found = _in_containers(content)
+    if found is not None:
+        taken = found[1].partition(".")[0]
+        others = [n for n in (*CONTAINERS, *EMA_CONTAINERS) if _has_tensors(content.get(n))]
+        if others := [n for n in others if n != taken]:
+            there = ", ".join(map(repr, others))
+            log.info("%s: taking '%s'; it also holds %s (key=...)", name, taken, there)
+        return found
     if _has_tensors(content):
         return content, ""
     parts = [str(part) for part, value in content.items() if _has_tensors(value)]
@@ -144,6 +131,17 @@ def _find(content: Mapping[str, Any], name: str) -> tuple[Mapping[str, Any], str
         )
     there = ", ".join(repr(str(part)) for part in list(content)[:8]) or "nothing"
     raise ZooError(f"{name} holds no weights: its entries are {there}")
+
+
+def _in_containers(content: Mapping[str, Any]) -> tuple[Mapping[str, Any], str] | None:
+    """The first of the usual containers that holds weights, itself or in a usual container."""
+    for container in CONTAINERS:
+        inner = content.get(container)
+        if _has_tensors(inner):
+            return inner, container  # type: ignore[return-value]
+        if isinstance(inner, Mapping) and (found := _in_containers(inner)) is not None:
+            return found[0], f"{container}.{found[1]}"
+    return None
 
 
 def _take(content: Mapping[str, Any], key: str, name: str) -> tuple[Mapping[str, Any], str]:

@@ -40,15 +40,16 @@ def switch() -> None:
         installed = version("transformers")
     except PackageNotFoundError:
         return
-    if tuple(int(n) for n in re.findall(r"\d+", installed)[:2]) < _OLDEST:
+    hub = sys.modules.get("transformers.integrations.hub_kernels")
+    question = getattr(hub, "use_kernel_func_from_hub_with_fallback", None)
+    too_old = tuple(int(n) for n in re.findall(r"\d+", installed)[:2]) < _OLDEST
+    if too_old or (hub is not None and question is None):
         log.warning(
-            "zoo.compat: the models of transformers %s take such kernels on CUDA devices only; "
-            "those of 5.15 and newer take them everywhere",
+            "zoo.compat: transformers %s does not ask for such functions as 5.15 to 5.23 do; its "
+            "models keep their own code where there is no CUDA device",
             installed,
         )
-        return
-    hub = sys.modules.get("transformers.integrations.hub_kernels")
-    if hub is None:
+    if question is None:
         return
     for name, module in list(sys.modules.items()):
         if not re.fullmatch(r"transformers\.models\.\w+\.modeling_\w+", name):
@@ -56,5 +57,4 @@ def switch() -> None:
         for attribute, (function, package) in FUNCTIONS.items():
             chosen: Any = vars(module).get(attribute)
             if hasattr(chosen, "__wrapped__"):
-                choose = hub.use_kernel_func_from_hub_with_fallback(function, package)
-                setattr(module, attribute, choose(inspect.unwrap(chosen)))
+                setattr(module, attribute, question(function, package)(inspect.unwrap(chosen)))
