@@ -111,10 +111,10 @@ def train(
         callbacks=[RunFolder(folder, recipe.text, name, table), checkpoints],
     )
     if trainer.is_global_zero:
+        sizes = " + ".join(f"{len(data.source(split)):,}" for split in ("train", "val"))
         say(
             f"{name} -> {folder}: {type(task).__name__}, {count(task.model)} parameters, "
-            f"{len(data.source('train')):,} training and {len(data.source('val')):,} validation samples"
-            + (f", from step {step:,}" if step else "")
+            f"{sizes} samples" + (f", from step {step:,}" if step else "")
         )
     try:
         trainer.fit(task, datamodule=data, ckpt_path=checkpoint)

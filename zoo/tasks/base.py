@@ -230,9 +230,14 @@ class Task(pl.LightningModule, ABC):
         listed = getattr(self.model, "no_weight_decay", set)()
         keep = [*listed, *settings.no_decay]
         if settings.layer_decay is None:
-            return param_groups_weight_decay(self.model, settings.weight_decay, keep)
+            return param_groups_weight_decay(
+                self.model, settings.weight_decay, no_weight_decay_list=keep
+            )
         return param_groups_layer_decay(
-            self.model, settings.weight_decay, keep, layer_decay=settings.layer_decay
+            self.model,
+            settings.weight_decay,
+            no_weight_decay_list=keep,
+            layer_decay=settings.layer_decay,
         )
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
@@ -243,7 +248,7 @@ class Task(pl.LightningModule, ABC):
         """One update of the weights, then of their average."""
         super().optimizer_step(*args, **kwargs)
         if self.ema is not None:
-            self.ema.update(self.model, step=self.global_step)
+            self.ema.update(self.model, step=self.global_step if self.ema_warmup else None)
 
     def log_loss(self, loss: Tensor, batch_size: int) -> Tensor:
         """Keep the training loss for the epoch's mean, write it now and then; returns it.
