@@ -1,0 +1,72 @@
+"""The lines of the bench. A new op is a subclass of Case and its lines here."""
+
+from __future__ import annotations
+
+from zoo.bench.case import Case
+from zoo.bench.convolutions import CausalConv1d, CausalConv1dUpdate
+from zoo.bench.scan_orders import CrossMerge, CrossScan
+from zoo.bench.scans import LongScan, SelectiveScan, SelectiveStateUpdate
+
+#: Mamba-130m (dim 1536, state 16) and the first stage of VMamba-T (dim 2 x 192, state 1).
+CPU: tuple[Case, ...] = (
+    SelectiveScan(),
+    SelectiveScan(backward=True),
+    SelectiveScan(dtype="bfloat16"),
+    SelectiveScan(state=1),
+    SelectiveScan(state=64, compare=False),
+    SelectiveScan(batch=8, dim=384, length=3136, state=1, groups=2),
+    SelectiveScan(batch=8, dim=384, length=3136, state=1, groups=2, backward=True, compare=False),
+    LongScan(),
+    SelectiveStateUpdate(),
+    SelectiveStateUpdate(batch=64),
+    CausalConv1d(),
+    CausalConv1d(backward=True),
+    CausalConv1d(channel_last=True),
+    CausalConv1d(channel_last=True, backward=True),
+    CausalConv1d(dtype="bfloat16"),
+    CausalConv1dUpdate(),
+    CausalConv1dUpdate(batch=64),
+    CrossScan(),
+    CrossScan(channel_last=True),
+    CrossScan(channel_last=True, backward=True),
+    CrossScan(channel_last=True, order="atrous"),
+    CrossMerge(),
+    CrossMerge(order="atrous"),
+)
+
+GPU: tuple[Case, ...] = (
+    *(
+        SelectiveScan(batch=8, backward=backward, dtype=dtype)
+        for dtype in ("bfloat16", "float32")
+        for backward in (False, True)
+    ),
+    SelectiveScan(length=65536, dim=64, compare=False),
+    SelectiveScan(batch=128, dim=384, length=3136, state=1, groups=2, compare=False),
+    SelectiveStateUpdate(batch=64),
+    *(
+        CausalConv1d(batch=8, channel_last=channel_last, backward=backward)
+        for channel_last in (False, True)
+        for backward in (False, True)
+    ),
+    CausalConv1dUpdate(batch=64),
+    CrossScan(batch=128),
+    CrossScan(batch=128, channel_last=True),
+    CrossScan(batch=128, channel_last=True, order="atrous"),
+    CrossMerge(batch=128),
+)
+
+#: Run at lengths from 256 to 262144.
+GROWTH: tuple[Case, ...] = (
+    SelectiveScan(dim=64),
+    SelectiveScan(dim=64, backward=True),
+    CausalConv1d(dim=64),
+)
+
+QUICK: tuple[Case, ...] = (
+    SelectiveScan(dim=64, length=128),
+    SelectiveStateUpdate(dim=64),
+    CausalConv1d(dim=64, length=128),
+    CausalConv1dUpdate(dim=64),
+    CrossScan(batch=1, channels=16, height=14, width=14),
+    CrossMerge(batch=1, channels=16, height=14, width=14),
+)
