@@ -112,6 +112,9 @@ def test_broken_files_are_one_line(in_tmp_path, capsys, trained_run):
     ):
         line = error_of(capsys, run(arguments))
         assert "cut.ckpt" in line and "truncated or no checkpoint" in line
+    best = str(trained_run / "checkpoints/best.ckpt")
+    line = error_of(capsys, zoo.train.main([recipe, "--ckpt_path", best]))
+    assert "best.ckpt holds weights alone and cannot be gone on from" in line
     torch.save({"weight": torch.zeros(1)}, "other.ckpt")
     assert "is not a checkpoint of a run" in error_of(capsys, zoo.evaluate.main(["other.ckpt"]))
     assert not (in_tmp_path / "runs").exists()

@@ -14,7 +14,7 @@ class Interrupted(Exception):
     """The user stopped the command; the message says how to go on."""
 
 
-def command(run: Callable[[list[str]], int | None]) -> Callable[[Sequence[str] | None], int]:
+def command(run: Callable[[list[str]], int | None]) -> Callable[..., int]:
     """Make a command's main function: arguments (the command line's by default) -> exit code.
 
     A :class:`ZooError` becomes one line on stderr and exit code 2; with ``ZOO_DEBUG=1`` its

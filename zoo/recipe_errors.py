@@ -62,11 +62,13 @@ def explain(report: str, recipe: str, overrides: Sequence[str], groups: dict[str
             if found[2].strip():
                 reasons.append(found[2].strip())
         elif found := _CLASS.match(line):
-            cls = locate(found[1])
-            if cls is None:
+            located = locate(found[1])
+            if not isinstance(located, type):
                 path.append("class_path")
                 given = found[1]
-            elif not dataclasses.is_dataclass(cls):
+                continue
+            cls = located
+            if not dataclasses.is_dataclass(cls):
                 path.append("init_args")
         elif found := _UNKNOWN.match(line):
             path += found[1].split(".")

@@ -83,6 +83,17 @@ def _continued(arguments: argparse.Namespace, path: Path | None) -> tuple[Path |
     return None, arguments.ckpt_path
 
 
+def _step(checkpoint: Path) -> int:
+    """The step that a checkpoint goes on from."""
+    content = read_checkpoint(checkpoint)
+    if "optimizer_states" not in content:
+        raise ZooError(
+            f"{checkpoint} holds weights alone and cannot be gone on from, expected a last.ckpt; to "
+            "start anew from its weights, use --model.init_args.pretrained"
+        )
+    return content["global_step"]
+
+
 def train(
     recipe: Recipe, name: str, folder: Path, checkpoint: Path | None = None
 ) -> dict[str, float]:
@@ -102,7 +113,7 @@ def train(
     data.setup("fit")  # whatever is wrong with the data is said before anything is written
     task.check_data(data)
     table = MetricsTable(folder / "metrics.csv")
-    step = read_checkpoint(checkpoint)["global_step"] if checkpoint else None
+    step = _step(checkpoint) if checkpoint else None
     checkpoints = recipe.build_checkpoints()
     checkpoints.connect(folder, table)
     trainer = recipe.build_trainer(
@@ -121,7 +132,7 @@ def train(
     except SystemExit:  # Lightning's answer to Ctrl-C
         raise Interrupted(f"stopped; go on with: python -m zoo.train --resume {folder}") from None
     task.load_weights(read_checkpoint(checkpoints.best_path))
-    metrics = trainer.test(task, datamodule=data, verbose=False)[0]
+    metrics = dict(trainer.test(task, datamodule=data, verbose=False)[0])
     if trainer.is_global_zero:
         print_metrics(f"{name}: test of the best checkpoint", metrics, checkpoints.folder)
     return metrics

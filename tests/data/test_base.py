@@ -49,7 +49,7 @@ def test_seeded_puts_the_states_back_after_an_error():
 
 def test_processes_share_each_batch():
     whole = list(EpochSampler(23, batch_size=6, seed=5))
-    assert len(whole) == 18 and len({key.index for key in whole}) == 18
+    assert len(whole) == 18 and len({key.sample for key in whole}) == 18
     parts = [list(EpochSampler(23, 6, 5, rank=r, world_size=3)) for r in range(3)]
     assert all(len(part) == 6 for part in parts)
     for step in range(3):
@@ -59,14 +59,14 @@ def test_processes_share_each_batch():
 
 def test_evaluation_sees_every_sample_once():
     parts = [EpochSampler(11, None, rank=r, world_size=4) for r in range(4)]
-    assert sorted(key.index for part in parts for key in part) == list(range(11))
+    assert sorted(key.sample for part in parts for key in part) == list(range(11))
     assert [len(part) for part in parts] == [len(list(part)) for part in parts]
 
 
 def test_repeated_augmentation_keeps_the_length():
     keys = list(EpochSampler(12, batch_size=4, repeats=3))
     assert len(keys) == 12
-    assert len({key.index for key in keys}) == 4
+    assert len({key.sample for key in keys}) == 4
     assert [key.repeat for key in keys] == [0, 1, 2] * 4
 
 
@@ -80,7 +80,7 @@ def test_start_in_the_middle_of_one_epoch():
     sampler.set_epoch(4)
     following = list(sampler)
     assert len(following) == 20
-    assert [key.index for key in following] != [key.index for key in whole]
+    assert [key.sample for key in following] != [key.sample for key in whole]
 
 
 def test_workers_do_not_matter():

@@ -1,7 +1,7 @@
 """What every data module shares: batches that depend on the seed, the epoch and the place alone.
 
 The order of an epoch is a function of (seed, epoch), what happens to a sample is a function of
-(seed, epoch, index, repeat). Neither the number of worker processes, nor that of training
+(seed, epoch, sample, repeat). Neither the number of worker processes, nor that of training
 processes, nor a stop and a resumption in the middle of an epoch changes which samples a step sees.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
@@ -25,7 +25,7 @@ class SampleKey(NamedTuple):
     """Which sample, and for which time it is seen."""
 
     epoch: int
-    index: int
+    sample: int
     repeat: int = 0
 
 
@@ -63,7 +63,7 @@ class SeededDataset(Dataset):
         return len(self.source)
 
     def __getitem__(self, key: SampleKey) -> Any:
-        sample = self.source[key.index]
+        sample = self.source[key.sample]
         with seeded(self.seed, *key):
             return self.transform(sample)
 
@@ -219,7 +219,7 @@ class DataModule(pl.LightningDataModule, ABC):
         """Test batches in order."""
         return self._eval_dataloader("test")
 
-    def collate(self, samples: Sequence[Any]) -> Any:
+    def collate(self, samples: list[Any]) -> Any:
         """Samples -> batch; PyTorch's default unless a subclass says otherwise."""
         return torch.utils.data.default_collate(samples)
 

@@ -68,7 +68,12 @@ class ImageDataModule(DataModule):
         super().__init__(**kwargs)
         self.image_size, self.mean, self.std = image_size, mean, std
         augmentation = augmentation or Augmentation()
-        common = dict(input_size=image_size, interpolation=interpolation, mean=mean, std=std)
+        common: dict[str, Any] = {
+            "input_size": image_size,
+            "interpolation": interpolation,
+            "mean": mean,
+            "std": std,
+        }
         self._train = create_transform(
             **common,
             is_training=True,
@@ -76,7 +81,7 @@ class ImageDataModule(DataModule):
             scale=augmentation.scale or (1.0, 1.0),
             ratio=augmentation.ratio if augmentation.scale else (1.0, 1.0),
             hflip=augmentation.hflip,
-            color_jitter=augmentation.color_jitter or None,
+            color_jitter=augmentation.color_jitter,
             auto_augment=augmentation.auto_augment,
             re_prob=augmentation.re_prob,
             re_mode=augmentation.re_mode,

@@ -78,9 +78,10 @@ class BlockReach(Measurement):
         torch.manual_seed(0)
         blocks = [EVSSBlock(8, {"scan": "atrous"}) for _ in range(self.blocks)]
         for block in blocks:
-            block.se = nn.Identity()  # its global mean reaches everything
+            block.add_module("se", nn.Identity())  # its global mean reaches everything
             if not self.convolutions:
-                block.conv_branch, block.op.conv2d = Zero(), nn.Identity()
+                block.add_module("conv_branch", Zero())
+                block.op.add_module("conv2d", nn.Identity())
         network = nn.Sequential(*blocks).double().eval()
         for block in blocks:
             block.op.force_fp32 = False
@@ -126,7 +127,7 @@ class Outlines(Measurement):
         if self.scan == "none":
             for block in network.modules():
                 if isinstance(block, EVSSBlock):
-                    block.op = Zero()
+                    block.add_module("op", Zero())
 
         def loss(step: int) -> Tensor:
             chosen = torch.randint(len(images), (self.batch_size,))

@@ -67,8 +67,8 @@ class MiddleToken(Measurement):
             right = (network(maps).argmax(dim=1) == classes).float()
         first_half = cells < self.size**2 // 2
         one = maps[:1].double().requires_grad_()
-        network.double()(one).square().sum().backward()
-        seen = one.grad.ne(0).any(dim=1).double()
+        (gradient,) = torch.autograd.grad(network.double()(one).square().sum(), one)
+        seen = gradient.ne(0).any(dim=1).double()
         return {
             "accuracy": right.mean().item(),
             "first_half": right[first_half].mean().item(),

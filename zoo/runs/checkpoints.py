@@ -112,16 +112,17 @@ class Checkpoints(Checkpoint):
         """Where the best checkpoint is or will be."""
         return self.folder / BEST
 
-    def setup(self, trainer: pl.Trainer, pl_module: Task, stage: str) -> None:
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Take the main process's folder and the task's metric."""
         self.folder = Path(trainer.strategy.broadcast(str(self.folder)))
+        assert isinstance(pl_module, Task)
         self.monitor = self.monitor or pl_module.monitor
         self.mode = self.mode or pl_module.monitor_mode
 
     # when
 
     def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: Task, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Write the state between two steps, if it is time to."""
         if self._resumed is not None:
@@ -132,13 +133,13 @@ class Checkpoints(Checkpoint):
         if due and batch_idx % trainer.accumulate_grad_batches == 0:
             self._save_last(trainer)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: Task) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the final state; the best one too if there was no validation."""
         self._save_last(trainer)
         if self.best_score is None:
             trainer.save_checkpoint(self.best_path, weights_only=True)
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: Task) -> None:
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the weights if they are the best so far."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
@@ -169,7 +170,7 @@ class Checkpoints(Checkpoint):
         self._saved_step = state_dict["saved_step"]
 
     def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: Task, checkpoint: dict[str, Any]
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Add what Lightning leaves out."""
         loops = checkpoint["loops"]["fit_loop"]
@@ -185,15 +186,17 @@ class Checkpoints(Checkpoint):
         }
 
     def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: Task, checkpoint: dict[str, Any]
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Go to the position in the data and in the table."""
         self._resumed = checkpoint["exact"]
-        trainer.datamodule.start_at(self._resumed["epoch"], self._resumed["batches"])
+        trainer.datamodule.start_at(  # type: ignore[attr-defined]
+            self._resumed["epoch"], self._resumed["batches"]
+        )
         if trainer.is_global_zero:
             self.table.cut(self._resumed["rows"])
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Task) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put random states and running metrics back, last thing before the first step."""
         if self._resumed is not None and trainer.global_rank < len(self._resumed["processes"]):
             mine = self._resumed["processes"][trainer.global_rank]
@@ -230,10 +233,10 @@ def _gather(state: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _random_states() -> dict[str, Any]:
     """States of all global generators, in types that load without code."""
-    kind, words, position, has_gauss, gauss = np.random.get_state()
+    kind, words, position, has_gauss, gauss = np.random.get_state(legacy=True)
     return {
         "python": random.getstate(),
-        "numpy": (kind, torch.from_numpy(words.astype(np.int64)), position, has_gauss, gauss),
+        "numpy": (kind, torch.from_numpy(np.asarray(words, np.int64)), position, has_gauss, gauss),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
@@ -249,7 +252,7 @@ def _restore_random_states(states: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(states["cuda"])
 
 
-def _metric_states(task: Task) -> dict[str, Any]:
+def _metric_states(task: pl.LightningModule) -> dict[str, Any]:
     """What running metrics have summed up so far."""
     return {
         name: {"count": metric.update_count, "state": _to_cpu(metric.metric_state)}
@@ -258,9 +261,9 @@ def _metric_states(task: Task) -> dict[str, Any]:
     }
 
 
-def _restore_metric_states(task: Task, states: dict[str, Any]) -> None:
+def _restore_metric_states(task: pl.LightningModule, states: dict[str, Any]) -> None:
     for name, saved in states.items():
-        metric = task.get_submodule(name)
+        metric: Any = task.get_submodule(name)
         for key, value in saved["state"].items():
             setattr(metric, key, _move(value, task.device))
         metric._update_count = saved["count"]

@@ -71,28 +71,32 @@ class RunFolder(Callback):
     def __init__(self, path: Path, recipe: str, title: str, table: MetricsTable) -> None:
         self.path, self.recipe, self.title, self.table = path, recipe, title, table
 
-    def setup(self, trainer: pl.Trainer, pl_module: Task, stage: str) -> None:
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Make the folder; the main process decides its name."""
         self.path = Path(trainer.strategy.broadcast(str(self.path)))
         if stage == "fit" and trainer.is_global_zero:
             write_atomically(self.path / "recipe.yaml", self.recipe.encode())
 
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: Task) -> None:
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw the learning curve."""
         self._draw_curve(trainer, pl_module)
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: Task, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
         """Draw what there is of the learning curve."""
         self._draw_curve(trainer, pl_module)
 
-    def on_test_end(self, trainer: pl.Trainer, pl_module: Task) -> None:
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw what the task shows of its test."""
+        assert isinstance(pl_module, Task)
         figures = pl_module.figures()  # on every process: metrics may have to be put together
         if trainer.is_global_zero:
             for name, figure in figures.items():
                 figure.savefig(self.path / f"{name}.png")
 
-    def _draw_curve(self, trainer: pl.Trainer, task: Task) -> None:
+    def _draw_curve(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
+        assert isinstance(task, Task)
         if trainer.is_global_zero and self.table.rows:
             figure = learning_curve(self.table.table(), self.title, task.monitor, task.monitor_mode)
             figure.savefig(self.path / "learning_curve.png")

@@ -67,9 +67,9 @@ class MetricsTable(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Append a row."""
-        row = {**metrics, "step": step}
-        if "epoch" in row:
-            row["epoch"] = int(row["epoch"])
+        row: dict[str, Any] = {**metrics, "step": step}
+        if "epoch" in metrics:
+            row["epoch"] = int(metrics["epoch"])
         new = [name for name in row if name not in self.columns]
         if new or self.rows == 0:
             self._rewrite([*self.columns, *sorted(new)], self.read()[: self.rows])
@@ -79,8 +79,9 @@ class MetricsTable(Logger):
 
     def cut(self, rows: int) -> None:
         """Forget all but the first rows, and whatever a kill left half written."""
-        self._rewrite(None, self.read()[:rows])
-        self.rows = rows
+        kept = self.read()[:rows]
+        self._rewrite(None, kept)
+        self.rows = len(kept)
 
     def read(self) -> list[dict[str, str]]:
         """The rows in the file."""

@@ -166,24 +166,31 @@ class Task(pl.LightningModule, ABC):
         """The model that is judged: the averaged one where there is one."""
         return self.model if self.ema is None else self.ema.module
 
+    @property
+    def data(self) -> DataModule | None:
+        """The data module of the run, if it has one."""
+        return getattr(self.trainer, "datamodule", None)
+
     # training
 
     def setup(self, stage: str) -> None:
         """Check the data against the task; start the weight average."""
-        if self.trainer.datamodule is not None:
-            self.check_data(self.trainer.datamodule)
+        if self.data is not None:
+            self.check_data(self.data)
         if stage == "fit" and self.ema_decay is not None and self.ema is None:
             self.ema = ModelEmaV3(self.model, self.ema_decay, use_warmup=self.ema_warmup)
             self.ema.requires_grad_(False)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """Optimizer and schedule from their settings and the size of a step."""
         settings, plan = self.optimizer_settings, self.schedule_settings
         lr = settings.lr
         if settings.lr_batch_size is not None:
-            batch = self.trainer.datamodule.batch_size * self.trainer.accumulate_grad_batches
+            if self.data is None:
+                raise ZooError("lr_batch_size needs a data module; set it to null without one")
+            batch = self.data.batch_size * self.trainer.accumulate_grad_batches
             lr = lr * batch / settings.lr_batch_size
-        given = {"betas": settings.betas, "eps": settings.eps}
+        given: dict[str, Any] = {"betas": settings.betas, "eps": settings.eps}
         optimizer = create_optimizer_v2(
             self._parameter_groups(),
             opt=settings.opt,
@@ -225,9 +232,10 @@ class Task(pl.LightningModule, ABC):
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         settings = self.optimizer_settings
-        if hasattr(self.model, "weight_decay_groups"):
-            return self.model.weight_decay_groups(settings.weight_decay)
-        listed = getattr(self.model, "no_weight_decay", set)()
+        model: Any = self.model
+        if hasattr(model, "weight_decay_groups"):
+            return model.weight_decay_groups(settings.weight_decay)
+        listed = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
         keep = [*listed, *settings.no_decay]
         if settings.layer_decay is None:
             return param_groups_weight_decay(
@@ -265,7 +273,8 @@ class Task(pl.LightningModule, ABC):
                 "--trainer.gradient_clip_val"
             )
         self.train_loss.update(loss.detach(), batch_size)
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if (self.global_step + 1) % every == 0:
             groups = self.trainer.optimizers[0].param_groups
             self.log("lr", max(group["lr"] for group in groups))
             self.log("train/loss_step", loss.detach(), sync_dist=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -76,7 +76,7 @@ class ImageClassification(Task):
         self.model_name, self.model_args = model, model_args or {}
         self.num_classes, self.pretrained = num_classes, pretrained
         self.label_smoothing, self.mixup_settings = label_smoothing, mixup
-        self.class_names: Sequence[str] | None = None
+        self.class_names = [str(number) for number in range(num_classes)]
         super().__init__(**kwargs)
 
     def configure_models(self) -> None:
@@ -141,7 +141,7 @@ class ImageClassification(Task):
     def default_data(self) -> ImageDataModule:
         """How the model's published weights want their images; sets ImageNet's class names."""
         config = timm.data.resolve_model_data_config(self.model)
-        if self.class_names is None and self.num_classes == IMAGENET_CLASSES:
+        if self.num_classes == IMAGENET_CLASSES:
             info = ImageNetInfo("imagenet-1k")
             self.class_names = [
                 info.index_to_description(i).split(",")[0] for i in range(IMAGENET_CLASSES)
@@ -218,7 +218,8 @@ class ImageClassification(Task):
         """Confusion matrix and a grid of test pictures, mistakes first."""
         samples = [*self._mistakes, *self._shown][:GRID_TOTAL]
         names = self.class_names
-        to_display = self.trainer.datamodule.to_display
+        assert isinstance(self.data, ImageDataModule)
+        to_display = self.data.to_display
         counts = self.confusion.compute().cpu().numpy()
         wrong = int(counts.sum() - counts.trace())
         return {
@@ -240,17 +241,17 @@ class ImageClassification(Task):
         super().on_save_checkpoint(checkpoint)
         checkpoint["class_names"] = self.class_names
 
-    def load_weights(self, checkpoint: dict[str, Any]) -> None:
+    def load_weights(self, checkpoint: Mapping[str, Any]) -> None:
         """Take the judged weights and the names of the classes."""
         super().load_weights(checkpoint)
-        self.class_names = checkpoint.get("class_names") or self.class_names
+        self.class_names = checkpoint["class_names"]
 
     @torch.inference_mode()
     def predict_files(
         self, files: Sequence[Path], data: DataModule, folder: Path
     ) -> list[dict[str, Any]]:
         """Classify picture files; writes each picture with its most likely classes."""
-        names = self.class_names or [str(i) for i in range(self.num_classes)]
+        names = self.class_names
         self.eval()
         rows = []
         for path in files:
