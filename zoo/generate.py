@@ -18,7 +18,6 @@ import torch
 import yaml
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
-from transformers.utils.logging import disable_progress_bar
 
 from zoo.cli import quiet
 from zoo.command import command
@@ -34,8 +33,9 @@ from zoo.decoding.spec_bench import (
 )
 from zoo.errors import ZooError
 from zoo.models.language.base_lm import load_causal_lm, load_tokenizer
-from zoo.plots.decoding import acceptance, method_comparison
+from zoo.plots.decoding import method_comparison
 from zoo.show import print_table, say
+from zoo.tasks.decoding_test import acceptance_figure
 
 #: Which option gives a method what it cannot do without.
 NEEDS = {
@@ -138,7 +138,6 @@ def main(argv: list[str]) -> int:
     """Generate, or compare."""
     arguments = _arguments().parse_args(argv)
     quiet()
-    disable_progress_bar()
     target = _load(arguments)
     if arguments.spec_bench is not None:
         _spec_bench(target, arguments)
@@ -274,7 +273,7 @@ def _report(method: str, out: Generation, plain: Generation, arguments: argparse
     if arguments.plot is not None:
         arguments.plot.mkdir(parents=True, exist_ok=True)
         file = arguments.plot / f"acceptance_{method}.png"
-        acceptance(by_depth, by_rank, f"{method}: where drafts were accepted").savefig(file)
+        acceptance_figure(counts, f"{method}: where drafts were accepted").savefig(file)
         say(f"picture: {file}")
 
 

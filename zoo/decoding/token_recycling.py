@@ -33,6 +33,7 @@ class TokenRecycling(Method):
         top_k: width of the matrix.
         read_prompt: also enter what the target would have said along the prompt (not in the paper).
         matrix: file of a saved matrix to start from.
+        learn: False leaves the matrix as it is.
     """
 
     name = "token_recycling"
@@ -43,9 +44,10 @@ class TokenRecycling(Method):
         top_k: int = 8,
         read_prompt: bool = False,
         matrix: str | Path | None = None,
+        learn: bool = True,
     ) -> None:
         self.tree = tree if isinstance(tree, Tree) else Tree.from_choices(tree)
-        self.top_k, self.read_prompt = top_k, read_prompt
+        self.top_k, self.read_prompt, self.learn = top_k, read_prompt, learn
         if max(self.tree.ranks) >= top_k:
             raise ZooError(
                 f"the tree takes candidate {max(self.tree.ranks)}, but top_k = {top_k} keeps only "
@@ -93,7 +95,8 @@ class TokenRecycling(Method):
 
     def update(self, run: Run, draft: Draft, scores: Scores, verdicts: Sequence[Verdict]) -> None:
         """Enter the target's top tokens after every node, accepted or not."""
-        self._enter(draft.tokens.flatten(), scores.logits.flatten(0, 1))
+        if self.learn:
+            self._enter(draft.tokens.flatten(), scores.logits.flatten(0, 1))
 
     def _enter(self, tokens: Tensor, logits: Tensor) -> None:
         best = logits.topk(self.top_k, dim=-1).indices.to(self.matrix.dtype)

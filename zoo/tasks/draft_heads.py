@@ -24,6 +24,7 @@ from zoo.models.decoding.specdec_pp import AcceptanceHead
 from zoo.models.language.base_lm import export_causal_lm, load_causal_lm, trained_folder
 from zoo.plots.decoding import head_accuracy
 from zoo.tasks.base import Task
+from zoo.tasks.decoding_test import DecodingTest
 from zoo.tasks.language_modeling import check_vocabulary, masked_mean
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class DraftHeadTraining(Task):
         head_weight: weight of the heads' loss beside the language model's.
         export: name under which the heads (and a trained language model, in ``target``) are kept,
             or a folder; None: they are in the checkpoint alone.
+        decoding_test: decode with these heads after the test.
         kwargs: see :class:`zoo.tasks.Task`.
     """
 
@@ -57,8 +59,10 @@ class DraftHeadTraining(Task):
         train_target: bool = False,
         head_weight: float = 1.0,
         export: str | None = None,
+        decoding_test: DecodingTest | None = None,
         **kwargs: Any,
     ) -> None:
+        self.decoding_test = decoding_test
         self.target_name, self.target_args = target, target_args or {}
         self.train_target, self.head_weight, self.export = train_target, head_weight, export
         self._frozen: dict[str, nn.Module] = {}  # not a module: it stays out of checkpoints
@@ -94,6 +98,14 @@ class DraftHeadTraining(Task):
     def losses(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Of a batch: the language models' loss (0 if frozen), the head's, and scores."""
 
+    @abstractmethod
+    def method_options(self) -> dict[str, Any]:
+        """What the decoding method needs of the trained parts."""
+
+    def save_head(self, folder: Path) -> None:
+        """Write the head for ``--heads``."""
+        save_head(self.eval_model["head"], folder)
+
     def configure_losses(self) -> None:
         """They follow from the kind of head."""
 
@@ -101,6 +113,8 @@ class DraftHeadTraining(Task):
         """Means of everything that is measured, made when they are first needed."""
         self._means = nn.ModuleDict()
         self._table: dict[str, float] = {}
+        self._texts: list[Tensor] = []
+        self._figures: dict[str, Figure] = {}
 
     def check_data(self, data: DataModule) -> None:
         """The data must be text that the target can read."""
@@ -119,6 +133,8 @@ class DraftHeadTraining(Task):
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Measure one batch."""
         self._measure(batch)
+        if self.decoding_test is not None and not self._texts:
+            self._texts.append(batch[0])
 
     def _measure(self, batch: Batch) -> None:
         lm_loss, head_loss, scores = self.losses(*batch)
@@ -140,12 +156,18 @@ class DraftHeadTraining(Task):
         self._log_means("val")
 
     def on_test_epoch_end(self) -> None:
-        """Write the test's scores, and export."""
+        """Write the test's scores, decode, and export."""
         self._log_means("test")
+        if self.decoding_test is not None:
+            options = self.method_options()
+            target = self.language_model("target").eval()
+            scores, figure = self.decoding_test.measure(target, self._texts[0], **options)
+            self.log_dict({f"test/{name}": value for name, value in scores.items()})
+            self._figures["acceptance"] = figure
         if self.export is None or not self.trainer.is_global_zero:
             return
         folder = Path(self.export) if "/" in self.export else trained_folder(self.export)
-        save_head(self.eval_model["head"], folder)
+        self.save_head(folder)
         if self.train_target:
             tokenizer = self.trainer.datamodule.tokenizer
             for role in set(self.eval_model) - {"head"}:
@@ -158,7 +180,9 @@ class DraftHeadTraining(Task):
             for start, label in (("acc_head", "the text's token"), ("agree_head", "the target's"))
         }
         curves = {label: values for label, values in curves.items() if values}
-        return {"head_accuracy": head_accuracy(curves, "Best guess of each head")} if curves else {}
+        if curves:
+            self._figures["head_accuracy"] = head_accuracy(curves, "Best guess of each head")
+        return self._figures
 
     def predict_files(
         self, files: Sequence[Path], data: DataModule, folder: Path
@@ -232,6 +256,10 @@ class TokenHeadTraining(DraftHeadTraining):
         settings = HydraHeads.from_config(plus, config).config | self.head_args
         return HydraHeads(**settings, lm_head=weight)
 
+    def method_options(self) -> dict[str, Any]:
+        """The heads."""
+        return {"heads": self.eval_model["head"].eval()}
+
     def losses(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Sum over the heads, each against the tokens that it should see."""
         out, lm_loss = self.read(ids, mask)
@@ -283,6 +311,10 @@ class AdapterTraining(DraftHeadTraining):
                 f"{target.config.num_hidden_layers} layers"
             )
         return KangarooAdapter.from_config({}, target.config)
+
+    def method_options(self) -> dict[str, Any]:
+        """The adapter and where it stands."""
+        return {"adapter": self.eval_model["head"].eval(), "exit_layer": self.exit_layer}
 
     def losses(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Cross-entropy with the target's distribution; how much of it both share."""
@@ -352,6 +384,13 @@ class AcceptanceTraining(DraftHeadTraining):
         """Made later, when the draft model is known."""
         return nn.Identity()
 
+    def method_options(self) -> dict[str, Any]:
+        """Draft model and head."""
+        return {
+            "draft": self.language_model("draft").eval(),
+            "head": self.eval_model["head"].eval(),
+        }
+
     def losses(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Weighted binary cross-entropy with the probabilities of acceptance."""
         draft = self.language_model("draft")
@@ -387,3 +426,51 @@ class AcceptanceTraining(DraftHeadTraining):
         super()._log_means(split)
         self.log(f"{split}/auc", self.auroc.compute(), prog_bar=True)
         self.auroc.reset()
+
+
+class DraftModelTraining(DraftHeadTraining):
+    """A small language model that drafts for a large one, for the methods with two models.
+
+    Args:
+        draft: name of a registered causal LM, which starts from fresh weights.
+        draft_args: its arguments.
+        data_weight: of the cross-entropy with the text's own tokens.
+        teacher_weight: of the cross-entropy with the target's distribution (distillation).
+        kwargs: see :class:`DraftHeadTraining`.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        draft: str = "base_lm_draft",
+        draft_args: dict[str, Any] | None = None,
+        data_weight: float = 0.0,
+        teacher_weight: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
+        self.draft_name, self.draft_args = draft, draft_args or {}
+        self.data_weight, self.teacher_weight = data_weight, teacher_weight
+        super().__init__(target, **kwargs)
+
+    def build_head(self, target: nn.Module) -> nn.Module:
+        """The draft model, with the target's vocabulary."""
+        arguments = {"vocab_size": target.config.vocab_size} | self.draft_args
+        return zoo.create_model(self.draft_name, **arguments)
+
+    def method_options(self) -> dict[str, Any]:
+        """The draft model."""
+        return {"draft": self.eval_model["head"].eval()}
+
+    def save_head(self, folder: Path) -> None:
+        """Write the draft model for ``--draft``."""
+        export_causal_lm(self.eval_model["head"], self.trainer.datamodule.tokenizer, str(folder))
+
+    def losses(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Cross-entropies; how much probability both models share (the chance of acceptance)."""
+        out, lm_loss = self.read(ids, mask)
+        logits = self.eval_or_train()["head"](input_ids=ids, use_cache=False).logits
+        loss = self.data_weight * next_token_loss(logits, ids, mask)
+        distilled = masked_mean(soft_cross_entropy(logits, out.logits), mask)
+        shared = torch.minimum(logits.softmax(-1), out.logits.softmax(-1)).sum(-1)
+        scores = {"acceptance": masked_mean(shared, mask).detach()}
+        return lm_loss, loss + self.teacher_weight * distilled, scores

@@ -18,6 +18,7 @@ from zoo.errors import ZooError
 from zoo.models.language.base_lm import export_causal_lm, load_causal_lm
 from zoo.plots.decoding import loss_by_position
 from zoo.tasks.base import Task
+from zoo.tasks.decoding_test import DecodingTest
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,6 +32,7 @@ class LanguageModeling(Task):
         model_args: arguments of a registered model; its vocabulary follows the data.
         export: name under which the trained model is kept for ``--target`` and for other recipes,
             or a folder; None: not kept beside its checkpoints.
+        decoding_test: decode with a method after the test.
         kwargs: see :class:`zoo.tasks.Task`.
     """
 
@@ -43,9 +45,11 @@ class LanguageModeling(Task):
         model: str = "base_lm_small",
         model_args: dict[str, Any] | None = None,
         export: str | None = None,
+        decoding_test: DecodingTest | None = None,
         **kwargs: Any,
     ) -> None:
         self.model_name, self.model_args, self.export = model, model_args or {}, export
+        self.decoding_test = decoding_test
         super().__init__(**kwargs)
 
     def configure_models(self) -> None:
@@ -59,6 +63,8 @@ class LanguageModeling(Task):
         """Loss (nats per token), top-1 accuracy, and the loss at each position."""
         self.eval_loss, self.eval_accuracy = MeanMetric(), MeanMetric()
         self._by_position: list[Tensor] = []
+        self._texts: list[Tensor] = []
+        self._figures: dict[str, Figure] = {}
 
     def check_data(self, data: DataModule) -> None:
         """The data must be text, and the vocabulary large enough."""
@@ -86,6 +92,8 @@ class LanguageModeling(Task):
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Measure one batch, by position too."""
         self._by_position.append(self._evaluate(batch).mean(0).cpu())
+        if self.decoding_test is not None and not self._texts:
+            self._texts.append(batch[0])
 
     def _evaluate(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         losses, mask, right = self._losses(*batch)
@@ -100,11 +108,15 @@ class LanguageModeling(Task):
 
     def on_test_epoch_start(self) -> None:
         """Forget an earlier test."""
-        self._by_position = []
+        self._by_position, self._texts, self._figures = [], [], {}
 
     def on_test_epoch_end(self) -> None:
-        """Write the test's scores, and export the model."""
+        """Write the test's scores, decode, and export the model."""
         self._log("test")
+        if self.decoding_test is not None:
+            scores, figure = self.decoding_test.measure(self.eval_model, self._texts[0])
+            self.log_dict({f"test/{name}": value for name, value in scores.items()})
+            self._figures["acceptance"] = figure
         if self.export is not None and self.trainer.is_global_zero:
             export_causal_lm(self.eval_model, self.trainer.datamodule.tokenizer, self.export)
 
@@ -116,8 +128,9 @@ class LanguageModeling(Task):
         self.eval_accuracy.reset()
 
     def figures(self) -> dict[str, Figure]:
-        """How the loss falls along the text."""
-        return {"loss_by_position": loss_by_position(torch.stack(self._by_position).mean(0))}
+        """How the loss falls along the text, and where drafts were accepted."""
+        losses = torch.stack(self._by_position).mean(0)
+        return {"loss_by_position": loss_by_position(losses), **self._figures}
 
     @torch.inference_mode()
     def predict_files(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,11 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerBase,
+)
+from transformers.utils.logging import (
+    disable_progress_bar,
+    enable_progress_bar,
+    is_progress_bar_enabled,
 )
 
 from zoo.errors import ZooError
@@ -64,10 +71,23 @@ def export_causal_lm(
         name: a name for :func:`find_causal_lm`, or a path with a separator in it.
     """
     folder = Path(name) if os.sep in str(name) else trained_folder(str(name))
-    model.save_pretrained(folder)
+    with _silently():
+        model.save_pretrained(folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     return folder
+
+
+@contextmanager
+def _silently() -> Iterator[None]:
+    """Without the progress bars of transformers, which are over before they can be read."""
+    shown = is_progress_bar_enabled()
+    disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            enable_progress_bar()
 
 
 def find_causal_lm(source: str | Path) -> str:
@@ -93,7 +113,8 @@ def load_causal_lm(source: str | Path, **options: Any) -> nn.Module:
     """A causal LM in eval mode; see :func:`find_causal_lm`. ``options`` are transformers' own."""
     found = find_causal_lm(source)
     try:
-        return AutoModelForCausalLM.from_pretrained(found, **options).eval()
+        with _silently():
+            return AutoModelForCausalLM.from_pretrained(found, **options).eval()
     except OSError as error:
         raise ZooError(f"the model '{found}' cannot be loaded: {error}") from error
 

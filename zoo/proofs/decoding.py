@@ -1,0 +1,122 @@
+"""What the proofs of the decoding methods share: toy language models, and texts drawn from them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from zoo.data.toy_languages import UnitLanguage
+from zoo.decoding import Generation, Method, generate
+from zoo.models.language.base_lm import cache_folder, export_causal_lm, load_causal_lm
+from zoo.tasks.base import OptimizerSettings, ScheduleSettings, Task
+from zoo.tasks.language_modeling import LanguageModeling
+
+#: Length of the texts that the models are trained on; they are not asked for longer ones.
+LENGTH = 96
+PROMPT = 8
+
+
+def unit_language(steps: int, noisy_share: float = 0.0) -> UnitLanguage:
+    """Training texts for so many steps."""
+    data = UnitLanguage(samples=32 * steps, length=LENGTH, batch_size=32, noisy_share=noisy_share)
+    data.seed = 1
+    return data
+
+
+def fit(task: Task, data: UnitLanguage) -> dict[str, float]:
+    """One epoch, then the test's scores."""
+    trainer = pl.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        gradient_clip_val=1.0,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+    )
+    trainer.fit(task, datamodule=data)
+    return trainer.test(task, datamodule=data, verbose=False)[0]
+
+
+def settings(lr: float = 2e-3) -> dict[str, Any]:
+    """Optimizer and schedule of all trainings here."""
+    return {
+        "optimizer": OptimizerSettings(lr=lr, lr_batch_size=None, weight_decay=0.01),
+        "schedule": ScheduleSettings(warmup_epochs=0.1, min_lr=1e-4),
+    }
+
+
+def unit_lm(
+    layers: int = 4, width: int = 128, steps: int = 400, noisy_share: float = 0.0, seed: int = 0
+) -> Path:
+    """Folder of a language model trained on :class:`UnitLanguage`; kept for later proofs."""
+    made = {"layers": layers, "width": width, "steps": steps, "noisy": noisy_share, "seed": seed}
+    text = json.dumps({**made, "version": 1}, sort_keys=True)
+    folder = cache_folder() / "proofs" / hashlib.sha256(text.encode()).hexdigest()[:16]
+    if (folder / "config.json").is_file():
+        return folder
+    data = unit_language(steps, noisy_share)
+    pl.seed_everything(seed, verbose=False)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    shape = {
+        "vocab_size": data.vocab_size,
+        "num_hidden_layers": layers,
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "max_position_embeddings": 2 * LENGTH,
+    }
+    task = LanguageModeling("base_lm_small", shape, **settings())
+    fit(task, data)
+    return export_causal_lm(task.model, None, str(folder))
+
+
+@cache
+def loaded(folder: Path) -> nn.Module:
+    """A model that was made here."""
+    return load_causal_lm(folder).requires_grad_(False)
+
+
+def prompts(count: int, noisy_share: float = 0.0) -> Tensor:
+    """Beginnings of texts ``[count, PROMPT]``."""
+    language = UnitLanguage(noisy_share=noisy_share, length=LENGTH)
+    stretch = 1 + language.stretch * 4 if noisy_share else 4
+    text = language.text(count * 64, seed=77)
+    starts = torch.arange(count) * stretch * (64 // 8 if not noisy_share else 1)
+    return torch.stack([text[start : start + PROMPT] for start in starts.tolist()])
+
+
+def decode(
+    model: nn.Module,
+    method: str | Method,
+    sequences: int = 24,
+    temperature: float = 1.0,
+    noisy_share: float = 0.0,
+    **options: Any,
+) -> Generation:
+    """A batch of texts as long as those of the training, about 2,000 tokens by default."""
+    return generate(
+        model,
+        prompts(sequences, noisy_share),
+        method,
+        max_new_tokens=LENGTH - PROMPT,
+        temperature=temperature,
+        seed=0,
+        **options,
+    )
+
+
+def is_greedy_text(model: nn.Module, method: str | Method, **options: Any) -> float:
+    """1 if greedy decoding with the method gives the text of plain greedy decoding, else 0."""
+    mine = decode(model, method, 8, temperature=0.0, **options).new_tokens
+    return float(mine == decode(model, "plain", 8, temperature=0.0).new_tokens)
