@@ -29,6 +29,7 @@
 namespace zoo {
 
 using torch::headeronly::ScalarType;
+using torch::stable::empty_like;
 using torch::stable::Tensor;
 
 inline Tensor new_empty(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType dtype) {
@@ -39,8 +40,9 @@ inline Tensor new_zeros(const Tensor& like, const std::vector<int64_t>& sizes, S
   return torch::stable::new_zeros(like, sizes, dtype);
 }
 
-// With the strides of `like`; where those leave gaps, with others in the same order.
-inline Tensor empty_like(const Tensor& like) { return torch::stable::empty_like(like); }
+inline Tensor transposed(const Tensor& t, int64_t a, int64_t b) {
+  return torch::stable::transpose(t, a, b);
+}
 
 // f(begin, end) on PyTorch's own threads.
 template <class F>
@@ -68,6 +70,7 @@ inline int64_t num_threads() { return torch::stable::get_num_threads(); }
 
 namespace zoo {
 
+using at::empty_like;
 using at::ScalarType;
 using at::Tensor;
 
@@ -79,7 +82,7 @@ inline Tensor new_zeros(const Tensor& like, const std::vector<int64_t>& sizes, S
   return at::zeros(sizes, like.options().dtype(dtype));
 }
 
-inline Tensor empty_like(const Tensor& like) { return at::empty_like(like); }
+inline Tensor transposed(const Tensor& t, int64_t a, int64_t b) { return t.transpose(a, b); }
 
 // f(begin, end) on PyTorch's own threads.
 template <class F>

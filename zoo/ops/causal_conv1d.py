@@ -55,13 +55,15 @@ def causal_conv1d(
     if seq_idx is not None:
         _check_seq_idx(x, seq_idx, initial_states)
     compute = torch.promote_types(x.dtype, torch.float32)
+    if x.stride(1) != 1 and x.stride(2) != 1:
+        x = x.contiguous()
     if initial_states is not None:
         initial_states = initial_states.to(x.dtype)
     out = torch.ops.zoo.causal_conv1d(
         x,
-        weight.to(compute),
-        None if bias is None else bias.to(compute),
-        seq_idx,
+        weight.to(compute).contiguous(),
+        None if bias is None else bias.to(compute).contiguous(),
+        None if seq_idx is None else seq_idx.contiguous(),
         initial_states,
         silu,
     )
@@ -141,9 +143,9 @@ def causal_conv1d_update(
     out = torch.ops.zoo.causal_conv1d_update(
         x if x.dim() == 3 else x[..., None],
         conv_state,
-        weight.to(compute),
-        None if bias is None else bias.to(compute),
-        cache_seqlens,
+        weight.to(compute).contiguous(),
+        None if bias is None else bias.to(compute).contiguous(),
+        None if cache_seqlens is None else cache_seqlens.contiguous(),
         silu,
     )
     return out if x.dim() == 3 else out[..., 0]
@@ -288,7 +290,7 @@ def _reference(
         x, weight, bias, seq_idx, initial_states, activation=_activation(silu)
     )
     assert isinstance(out, Tensor)
-    return torch.empty_like(_like(x)).copy_(out)
+    return _like(x).copy_(out)
 
 
 def _reference_backward(
@@ -326,9 +328,9 @@ def _reference_update(
 
 
 def _like(x: Tensor) -> Tensor:
-    """Uninitialised memory for an output: channel-last if x is, else contiguous."""
+    """Uninitialised memory laid out as x, of which one of the last two dimensions has stride 1."""
     B, D, L = x.shape
-    if x.stride(1) == 1 and x.stride(2) != 1:
+    if x.stride(2) != 1:
         return x.new_empty(B, L, D).transpose(1, 2)
     return x.new_empty(B, D, L)
 
@@ -384,6 +386,8 @@ def _keep(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 def _backward(ctx: Any, dout: Tensor) -> tuple:
     x, weight, bias, seq_idx, initial_states = ctx.saved_tensors
+    if dout.stride(2 if x.stride(2) == 1 else 1) != 1:
+        dout = _like(x).copy_(dout)
     dx, dweight, dbias, dinitial = torch.ops.zoo.causal_conv1d_backward(
         dout, x, weight, bias, seq_idx, initial_states, ctx.silu
     )
