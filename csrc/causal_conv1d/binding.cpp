@@ -107,9 +107,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> causal_conv1d_backward(
   if (p.batch > 0) {
 #ifdef ZOO_CUDA
     const OnDevice device(x);
-    const Tensor scratch = scratch_memory(x, cuda::causal_conv1d_scratch(call));
+    const Tensor workspace = scratch_memory(x, cuda::causal_conv1d_workspace(call));
     check_cuda("causal_conv1d_backward",
-               cuda::causal_conv1d_backward(call, scratch.data_ptr(), device.stream));
+               cuda::causal_conv1d_backward(call, workspace.data_ptr(), device.stream));
 #else
     check(ZOO_CPU_SELECT(causal_conv1d_backward)(call, threads()));
 #endif
