@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.errors import ZooError
+from zoo.ops._library import register_reference
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -73,10 +75,27 @@ def selective_scan(
     """
     u, delta, z, B, C = _autocast(u, delta, z, B, C)
     _check(u, delta, A, B, C, D, z, delta_bias, initial_state, reset)
-    return selective_scan_reference(
-        u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state,
-        initial_state=initial_state, reset=reset, reverse=reverse,
-    )  # fmt: skip
+    if A.is_complex():
+        return selective_scan_reference(
+            u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state,
+            initial_state=initial_state, reset=reset, reverse=reverse,
+        )  # fmt: skip
+    compute = _state_dtype(u, A)
+    B, C = _variable_as_4d(B, C)
+    A, D, delta_bias, initial_state = (
+        None if t is None else t.to(compute).contiguous() for t in (A, D, delta_bias, initial_state)
+    )
+    B, C = (M.to(compute).contiguous() if M.dim() == 2 else M for M in (B, C))
+    tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
+    needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    out, last_state, _ = torch.ops.zoo.selective_scan(
+        *tensors,
+        None if reset is None else reset.contiguous(),
+        delta_softplus,
+        reverse,
+        _chunk(u, A) if needs_grad else 0,
+    )
+    return (out, last_state) if return_last_state else out
 
 
 def selective_scan_reference(
@@ -141,6 +160,15 @@ def _steps(M: Tensor, A: Tensor, length: int) -> Sequence[Tensor]:
     if M.shape[1] > 1:
         M = M.repeat_interleave(A.shape[0] // M.shape[1], dim=1)
     return M.movedim(-1, 0).contiguous().unbind()
+
+
+def _variable_as_4d(B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
+    """[B, N, L] as [B, G, N, L], where G is that of the other; [D, N] as it is."""
+    B, C = (M[:, None] if M.dim() == 3 else M for M in (B, C))
+    if B.dim() == C.dim() == 4:
+        groups = max(B.shape[1], C.shape[1])
+        B, C = (M.expand(-1, groups, -1, -1) for M in (B, C))
+    return B, C
 
 
 def _autocast(u: Tensor, *others: Tensor | None) -> list:
@@ -230,3 +258,149 @@ def _check(
                     "reset": reset}.items():  # fmt: skip
         if t is not None and t.device != u.device:
             raise wrong(f"{name} is on {t.device} and u on {u.device}; move them to one device")
+
+
+def _chunk(u: Tensor, A: Tensor) -> int:
+    """How many steps apart the states are that the forward pass leaves for the backward pass.
+
+    The longer, the less memory and the more recomputed states at a time.
+    """
+    if u.device.type == "cuda":
+        return 64  # kScanChunk
+    state = A.shape[1]
+    return 64 if state <= 32 else 128 if state <= 64 else 256
+
+
+def _reference(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    initial_state: Tensor | None,
+    reset: Tensor | None,
+    delta_softplus: bool,
+    reverse: bool,
+    chunk: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    out, last_state = selective_scan_reference(
+        u, delta, A, B, C, D, z, delta_bias, delta_softplus, True,
+        initial_state=initial_state, reset=reset, reverse=reverse,
+    )  # fmt: skip
+    return torch.empty_like(u).copy_(out), last_state, _borders(u, A, chunk)
+
+
+def _reference_backward(
+    dout: Tensor | None,
+    dlast_state: Tensor | None,
+    borders: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    initial_state: Tensor | None,
+    reset: Tensor | None,
+    *settings: bool | int,
+) -> tuple[Tensor, ...]:
+    given = (u, delta, A, B, C, D, z, delta_bias, initial_state)
+    grads = _gradients(*given)
+    with torch.enable_grad():
+        leaves = [None if t is None else t.detach().requires_grad_() for t in given]
+        out, last_state, _ = _reference(*leaves, reset, *settings)
+        pairs = [(out, dout), (last_state, dlast_state)]
+        outputs, doutputs = zip(*((o, d) for o, d in pairs if d is not None), strict=True)
+        wanted = [t for t in leaves if t is not None]
+        found = iter(torch.autograd.grad(outputs, wanted, doutputs, materialize_grads=True))
+    for grad, t in zip(grads, leaves, strict=True):
+        if t is not None:
+            grad.copy_(next(found))
+    return grads
+
+
+def _borders(u: Tensor, A: Tensor, chunk: int) -> Tensor:
+    batch, dim, length = u.shape
+    shape = (batch, -(-length // chunk), dim, A.shape[1]) if chunk else (0,)
+    return A.new_empty(shape)
+
+
+def _gradients(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    initial_state: Tensor | None,
+) -> tuple[Tensor, ...]:
+    """Memory for all gradients; without elements for what is absent."""
+
+    def contiguous(t: Tensor | None) -> Tensor:
+        return A.new_empty(0) if t is None else t.new_empty(t.shape)
+
+    return (
+        torch.empty_like(u), torch.empty_like(delta), contiguous(A), contiguous(B), contiguous(C),
+        contiguous(D), u.new_empty(0) if z is None else torch.empty_like(z),
+        contiguous(delta_bias), contiguous(initial_state),
+    )  # fmt: skip
+
+
+register_reference("selective_scan", _reference)
+register_reference("selective_scan_backward", _reference_backward)
+
+
+@torch.library.register_fake("zoo::selective_scan")
+def _(
+    u: Tensor, delta: Tensor, A: Tensor, *rest: Tensor | bool | int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    chunk = rest[-1]
+    assert isinstance(chunk, int)
+    last_state = A.new_empty(u.shape[0], *A.shape)
+    return torch.empty_like(u), last_state, _borders(u, A, chunk)
+
+
+@torch.library.register_fake("zoo::selective_scan_backward")
+def _(
+    dout: Tensor | None, dlast_state: Tensor | None, borders: Tensor, *rest: Any
+) -> tuple[Tensor, ...]:
+    return _gradients(*rest[:9])
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
+    borders = output[2]
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(borders)
+    ctx.save_for_backward(borders, *inputs[:10])
+    ctx.settings = inputs[10:]
+
+
+def _backward(
+    ctx: Any, dout: Tensor | None, dlast_state: Tensor | None, dborders: None
+) -> tuple[Tensor | None, ...]:
+    if dout is None and dlast_state is None:
+        return (None,) * 13
+    if dlast_state is not None:
+        dlast_state = dlast_state.contiguous()
+    grads = torch.ops.zoo.selective_scan_backward(
+        dout, dlast_state, *ctx.saved_tensors, *ctx.settings
+    )
+    wanted = (g if need else None for g, need in zip(grads, ctx.needs_input_grad, strict=False))
+    return (*wanted, None, None, None, None)
+
+
+def _no_second_derivative(ctx: Any, *grads: Tensor) -> None:
+    raise ZooError(
+        "selective_scan has no second derivative; selective_scan_reference, which is slower, has"
+    )
+
+
+torch.library.register_autograd("zoo::selective_scan", _backward, setup_context=_setup_context)
+torch.library.register_autograd("zoo::selective_scan_backward", _no_second_derivative)
