@@ -47,6 +47,7 @@ def overlay(picture: np.ndarray, labels: np.ndarray, strength: float = 0.55) -> 
         labels: [H, W].
         strength: of the colour.
     """
-    colours = (np.array(colormaps["tab20"].colors) * 255)[::2]
+    # red first: it stands out of most pictures
+    colours = np.roll(np.array(colormaps["tab10"].colors) * 255, -3, axis=0)
     painted = picture * (1 - strength) + colours[(labels - 1) % len(colours)] * strength
     return np.where((labels > 0)[..., None], painted, picture).astype(np.uint8)

@@ -40,7 +40,10 @@ class Trained(Measurement):
         return {name: sum(run[name] for run in runs) / len(runs) for name in runs[0]}
 
     def _run(self, seed: int) -> dict[str, float]:
-        options = [f"--{key}={json.dumps(value)}" for key, value in self.overrides.items()]
+        options = [
+            f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
+            for key, value in self.overrides.items()
+        ]
         recipe = Recipe(recipes_folder() / self.recipe, [*options, f"--seed_everything={seed}"])
         task, data = recipe.build()
         trainer = recipe.build_trainer(

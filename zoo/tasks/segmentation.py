@@ -209,7 +209,7 @@ class Segmentation(DenseTask):
             "picture": picture,
             "truth": overlay(picture, np.where(truth == IGNORE, 0, truth)),
             "prediction": overlay(picture, mine),
-            "wrong pixels": overlay(np.full_like(picture, 255), 4 * wrong, 1.0),
+            "wrong pixels": overlay(np.full_like(picture, 255), wrong, 1.0),
         }
 
     def predict_image(self, image: Tensor, data: DataModule) -> Tensor:
