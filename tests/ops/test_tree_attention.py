@@ -164,6 +164,42 @@ def test_commit_keeps_the_path() -> None:
     assert torch.equal(kept_k[1, :, 5:7], k[1, :, [23, 30]])
 
 
+def test_the_op_keeps_pytorchs_contract() -> None:
+    _, q, k, v, kv_len, bits = case(nodes=4)
+    arguments = (q, k, v, kv_len, bits, kv_len, None, 0.25, 0)
+    torch.library.opcheck(torch.ops.zoo.tree_attention.default, arguments)
+    path, count = torch.tensor([[0, 2], [0, 3]]), torch.tensor([2, 1])
+    commit = (k.clone(), kv_len, path, count, kv_len)
+    torch.library.opcheck(torch.ops.zoo.commit_path.default, commit)
+
+
+def test_it_compiles_as_one_graph() -> None:
+    _, q, k, v, kv_len, bits = case()
+    compiled = torch.compile(tree_attention, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(
+        compiled(q, k, v, kv_len, bits), tree_attention(q, k, v, kv_len, bits)
+    )
+
+
+@pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_cpu_variant_agrees(capability: str, dtype, monkeypatch) -> None:
+    monkeypatch.setenv("ZOO_CPU_CAPABILITY", capability)
+    for shape in (dict(nodes=70, dim=40), dict(nodes=1, dim=128), dict(nodes=150, dim=7)):
+        for window in (0, 5):
+            trees, q, k, v, kv_len, bits = case(**shape, prefix=(200, 131), dtype=dtype)
+            try:
+                out = tree_attention(q, k, v, kv_len, bits, window=window)
+            except RuntimeError as error:
+                if "ZOO_CPU_CAPABILITY" not in str(error):
+                    raise
+                pytest.skip(f"this processor has no {capability}")
+            expected = one_by_one(trees, q, k, v, kv_len, kv_len, window=window)
+            torch.testing.assert_close(
+                out.double(), expected, atol=DTYPES[dtype], rtol=DTYPES[dtype]
+            )
+
+
 def test_wrong_shapes_are_refused() -> None:
     _, q, k, v, kv_len, bits = case()
     for change in (

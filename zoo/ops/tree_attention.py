@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from zoo.ops._library import register_reference
+
 
 def pack_ancestors(ancestors: Tensor) -> Tensor:
     """Rows of booleans as bits.
@@ -61,7 +63,8 @@ def tree_attention(
             positions are ``kv_len`` + depth, those of the prefix are their slots.
 
     Returns:
-        ``[B, Hq, N, D]`` in q's dtype; scores and softmax are computed in float32 at least.
+        ``[B, Hq, N, D]`` in q's dtype; scores and softmax are computed in float32 at least. Where a
+        gradient is asked for, it is that of the reference, which makes the mask.
 
     Raises:
         ValueError: shapes that do not fit together.
@@ -73,9 +76,14 @@ def tree_attention(
         scale = q.shape[-1] ** -0.5
     if tree_start is None:
         tree_start = kv_len
-    return tree_attention_reference(
-        q, k, v, kv_len, anc_bits, tree_start, block_table, scale, window
-    )
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v)):
+        return tree_attention_reference(
+            q, k, v, kv_len, anc_bits, tree_start, block_table, scale, window
+        )
+    q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
+    lengths = (t.contiguous() for t in (kv_len, anc_bits, tree_start))
+    table = None if block_table is None else block_table.contiguous()
+    return torch.ops.zoo.tree_attention(q, k, v, *lengths, table, scale, window)
 
 
 def tree_attention_reference(
@@ -151,19 +159,37 @@ def commit_path(
             f"commit_path: path is {list(path.shape)}, n {list(n.shape)}, expected "
             f"[{k.shape[0]}, P] and [{k.shape[0]}]"
         )
-    commit_path_reference(k, v, kv_len, path, n, kv_len if tree_start is None else tree_start)
+    start = kv_len if tree_start is None else tree_start
+    arguments = [t.contiguous() for t in (kv_len, path, n, start)]
+    for cache in (k, v):
+        if cache.stride(-1) == 1:
+            torch.ops.zoo.commit_path(cache, *arguments)
+        else:
+            commit_path_reference(cache, *arguments)
 
 
 def commit_path_reference(
-    k: Tensor, v: Tensor, kv_len: Tensor, path: Tensor, n: Tensor, tree_start: Tensor
+    cache: Tensor, kv_len: Tensor, path: Tensor, n: Tensor, tree_start: Tensor
 ) -> None:
-    """:func:`commit_path` by a gather and a scatter."""
+    """:func:`commit_path` of keys or values, by a gather and a scatter."""
     step = torch.arange(path.shape[1], device=path.device)
     rows, places = (step < n[:, None]).nonzero(as_tuple=True)
     source = tree_start[rows] + path[rows, places]
-    target = kv_len[rows] + places
-    for cache in (k, v):
-        cache[rows, :, target] = cache[rows, :, source]
+    cache[rows, :, kv_len[rows] + places] = cache[rows, :, source]
+
+
+register_reference("tree_attention", tree_attention_reference)
+register_reference("commit_path", commit_path_reference)
+
+
+@torch.library.register_fake("zoo::tree_attention")
+def _fake_tree_attention(q: Tensor, *arguments: object) -> Tensor:
+    return q.new_empty(q.shape)
+
+
+@torch.library.register_fake("zoo::commit_path")
+def _fake_commit_path(cache: Tensor, *arguments: object) -> None:
+    return None
 
 
 def _check(
