@@ -74,7 +74,8 @@ def print_bounds(console: Console, where: dict[str, Any], bounds: Bounds) -> Non
 def print_rows(console: Console, op: str, rows: list[Row]) -> None:
     """One table for an op."""
     peers = list(dict.fromkeys(name for row in rows for name in row.ratios))
-    table = _table(op, "case", "dtype", "pass", "time", "of bound", "peak memory",
+    sizes = " x ".join(name for name, size in rows[0].sizes.items() if type(size) is int)
+    table = _table(op, sizes, "dtype", "pass", "time", "of bound", "peak memory",
                    *(f"{name} takes" for name in peers))  # fmt: skip
     for row in rows:
         peak = "-"

@@ -37,7 +37,7 @@ def _pscan() -> Callable[[Inputs], Any]:
         decay = torch.exp(delta[..., None] * inputs["A"])  # [B, L, D, N]
         states = pscan(decay, (delta * u)[..., None] * B[:, :, None])
         y = (states @ C[..., None]).squeeze(3) + inputs["D"] * u
-        return y * F.silu(z)
+        return (y * F.silu(z)).transpose(1, 2)
 
     return run
 
