@@ -91,11 +91,7 @@ class Mamba(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, L, d_model] to [B, L, d_model]."""
-        xz = torch.matmul(self.in_proj.weight, x.transpose(1, 2))  # [B, 2d, L]
-        if self.in_proj.bias is not None:
-            xz = xz + self.in_proj.bias.to(xz.dtype)[:, None]
-        x, z = xz.chunk(2, dim=1)
-
+        x, z = self.in_proj(x).chunk(2, dim=-1)  # [B, L, d]
         u = self._conv(x, self.conv1d)
         dt, B, C = self._project(u, self.x_proj, self.dt_proj)
         y = self._scan(u, dt, self.A_log, B, C, self.D, z, self.dt_proj.bias)
@@ -112,34 +108,39 @@ class Mamba(nn.Module):
 
         # Halving the small weight is exact and spares a pass over y.
         weight = self.out_proj.weight if scale is None else self.out_proj.weight * scale
-        out = F.linear(y.transpose(1, 2), weight, self.out_proj.bias)
+        out = F.linear(y, weight, self.out_proj.bias)
         return out if self.gamma is None else out * self.gamma
+
+    # Everything stays [B, L, channels], the layout of the matrix products; the ops take the
+    # transposed view as it is.
 
     @staticmethod
     def _conv(x: Tensor, conv: nn.Conv1d, ahead: bool = False) -> Tensor:
-        """Causal convolution and SiLU [B, d, L]; ``ahead``: over the following steps instead."""
+        """Causal convolution and SiLU [B, L, d]; ``ahead``: over the following steps instead."""
         weight = conv.weight.squeeze(1)
         if not ahead:
-            return causal_conv1d(x, weight, conv.bias, activation="silu")
+            x = causal_conv1d(x.transpose(1, 2), weight, conv.bias, activation="silu")
+            return x.transpose(1, 2)
         reach = weight.shape[1] - 1
-        x = F.pad(x, (0, reach))
-        return causal_conv1d(x, weight.flip(1), conv.bias, activation="silu")[..., reach:]
+        x = F.pad(x, (0, 0, 0, reach)).transpose(1, 2)
+        x = causal_conv1d(x, weight.flip(1), conv.bias, activation="silu")
+        return x.transpose(1, 2)[:, reach:]
 
     def _project(
         self, u: Tensor, x_proj: nn.Linear, dt_proj: nn.Linear
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Step sizes [B, d, L] (their bias is left to the scan), B and C [B, N, L]."""
-        projected = torch.matmul(x_proj.weight, u)  # [B, R + 2N, L]
-        dt, B, C = projected.split([self.dt_rank, self.d_state, self.d_state], dim=1)
-        return torch.matmul(dt_proj.weight, dt), B, C
+        """Step sizes [B, L, d] (their bias is left to the scan), B and C [B, L, N]."""
+        dt, B, C = x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        return F.linear(dt, dt_proj.weight), B, C
 
     @staticmethod
     def _scan(
         u: Tensor, dt: Tensor, A_log: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor,
         bias: Tensor, reverse: bool = False,
     ) -> Tensor:  # fmt: skip
-        A = -at_least_fp32(A_log).exp()
-        return selective_scan(
-            u, dt, A, B, C, at_least_fp32(D), z,
+        u, dt, B, C, z = (t.transpose(1, 2) for t in (u, dt, B, C, z))
+        y = selective_scan(
+            u, dt, -at_least_fp32(A_log).exp(), B, C, at_least_fp32(D), z,
             delta_bias=at_least_fp32(bias), delta_softplus=True, reverse=reverse,
         )  # fmt: skip
+        return y.transpose(1, 2)

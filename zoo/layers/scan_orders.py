@@ -7,7 +7,7 @@ Row-major and column-major order and their reverses need no index at all
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,8 +20,8 @@ class ScanOrder(NamedTuple):
     """K ways through a grid of L = H·W cells that are numbered row by row.
 
     Attributes:
-        index: [K, L] the cell that step t visits, so that ``x[..., index[k]]`` is sequence k.
-        inverse: [K, L] the step that visits a cell, so that ``y[..., inverse[k]]`` is a map again.
+        index: [K, L] the cell that step t visits, so that ``x[:, index[k]]`` is sequence k.
+        inverse: [K, L] the step that visits a cell, so that ``y[:, inverse[k]]`` is a map again.
         moves: [K, L] START, RIGHT, LEFT, UP or DOWN: the move that led into the cell of step t.
     """
 
@@ -39,6 +39,24 @@ def scan_order(index: Tensor, width: int) -> ScanOrder:
     moves = torch.where(rows > 0, DOWN, torch.where(rows < 0, UP, moves))
     start = torch.full_like(index[:, :1], START)
     return ScanOrder(index, inverse, torch.cat([start, moves], dim=-1))
+
+
+class _Permute(torch.autograd.Function):
+    # index_select's own gradient adds up into zeros, which costs three times what this does.
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse)
+        return x.index_select(1, index)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (inverse,) = ctx.saved_tensors
+        return grad.index_select(1, inverse), None, None
+
+
+def permute(x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
+    """Tokens [B, L, C] in another order, ``x[:, index]``, where ``inverse`` brings them back."""
+    return _Permute.apply(x, index, inverse)
 
 
 def snake(height: int, width: int, device: torch.device | str | None = None) -> ScanOrder:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from zoo.errors import ZooError
 from zoo.layers.precision import at_least_fp32
-from zoo.layers.scan_orders import ScanOrder, snake
+from zoo.layers.scan_orders import ScanOrder, permute, snake
 from zoo.layers.ss2d import depthwise_conv
 from zoo.layers.ssm_init import dt_bias, dt_weight, s4d_real_log
 from zoo.models.vision.backbone import Backbone, drop_path_rates, make_head, register_backbone
@@ -189,7 +189,7 @@ class PlainMambaLayer(nn.Module):
         """Tokens [B, L, C] of a grid that is scanned in the given order."""
         x = x + self.drop_path(self.mamba(self.norm(x), grid, order))
         if self.dw is not None:
-            x = self.dw(x.transpose(1, 2).unflatten(2, grid)).flatten(2).transpose(1, 2)
+            x = self.dw(x.unflatten(1, grid).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).flatten(1, 2)
         return x
 
 
@@ -264,27 +264,27 @@ class PlainMamba2D(nn.Module):
     def forward(self, x: Tensor, grid: tuple[int, int], order: ScanOrder) -> Tensor:
         """Tokens [B, L, d_model] of a grid to the same."""
         x, z = self.in_proj(x).chunk(2, dim=-1)  # [B, L, d]
-        x = F.silu(self.conv2d(x.transpose(1, 2).unflatten(2, grid))).flatten(2)  # [B, d, L]
-        projected = torch.matmul(self.x_proj.weight, x)  # [B, R + 2N, L]
-        dt, B, C = projected.split([self.dt_rank, self.d_state, self.d_state], dim=1)
-        dt = torch.matmul(self.dt_proj.weight, dt)  # [B, d, L]
+        x = F.silu(self.conv2d(x.unflatten(1, grid).permute(0, 3, 1, 2)))  # [B, d, H, W]
+        x = x.permute(0, 2, 3, 1).flatten(1, 2)  # [B, L, d]
+        dt, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        dt = F.linear(dt, self.dt_proj.weight)  # [B, L, d]
         A = -at_least_fp32(self.A_log).exp()
         D = at_least_fp32(self.D)
         bias = at_least_fp32(self.dt_proj.bias) * (2 if self.strict_official else 1)
-        moves = self.direction_Bs.to(B.dtype)[order.moves].transpose(1, 2)  # [4, N, L]
+        moves = self.direction_Bs.to(B.dtype)[order.moves]  # [4, L, N]
 
         y = None
         for index, inverse, move in zip(order.index, order.inverse, moves, strict=True):
             inputs = (dt, B, C)
             if not self.strict_official:
-                inputs = tuple(t[..., index] for t in inputs)
+                inputs = tuple(permute(t, index, inverse) for t in inputs)
             dt_k, B_k, C_k = inputs
-            y_k = selective_scan(
-                x[..., index], dt_k, A, B_k + move, C_k, D,
-                delta_bias=bias, delta_softplus=True,
-            )[..., inverse]  # fmt: skip
+            sequences = (permute(x, index, inverse), dt_k, B_k + move, C_k)
+            u_k, dt_k, B_k, C_k = (t.transpose(1, 2) for t in sequences)  # [B, d or N, L]
+            y_k = selective_scan(u_k, dt_k, A, B_k, C_k, D, delta_bias=bias, delta_softplus=True)
+            y_k = permute(y_k.transpose(1, 2), inverse, index)  # [B, L, d]
             y = y_k if y is None else y + y_k
-        out = self.out_proj(y.transpose(1, 2) * F.silu(z))
+        out = self.out_proj(y * F.silu(z))
         return out if self.gamma is None else out * self.gamma
 
 
@@ -308,16 +308,16 @@ class ConvPatchEmbed(nn.Module):
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Patches in the height and in the width of an image."""
-        halves = (height + 1) // 2, (width + 1) // 2
-        return -(-halves[0] // self.half_patch), -(-halves[1] // self.half_patch)
+        patch = 2 * self.half_patch
+        return (height + patch - 1) // patch, (width + patch - 1) // patch
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Images [B, in_chans, H, W] to tokens [B, L, C] and their grid."""
+        rows, columns = self.grid(*x.shape[2:])
         x = self.convs(self.stem(x))  # [B, 64, H / 2, W / 2]
         height, width = x.shape[2:]
-        x = F.pad(x, (0, -width % self.half_patch, 0, -height % self.half_patch))
-        x = self.projection(x)
-        return x.flatten(2).transpose(1, 2), tuple(x.shape[2:])
+        x = F.pad(x, (0, columns * self.half_patch - width, 0, rows * self.half_patch - height))
+        return self.projection(x).flatten(2).transpose(1, 2), (rows, columns)
 
 
 def resize_pos_embed(pos_embed: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
