@@ -56,7 +56,7 @@ class ScheduleSettings:
 
     Args:
         sched: timm's name of the schedule; ``constant`` keeps the rate after the warm-up, ``steps``
-            has no warm-up and follows ``steps``.
+            and ``points`` have no warm-up and follow ``steps``, the latter in straight lines.
         warmup_epochs: linear rise from ``warmup_lr``.
         warmup_prefix: the schedule begins after the warm-up; else it runs on below it.
         warmup_lr, min_lr: as they are, not scaled with the batch.
@@ -64,7 +64,7 @@ class ScheduleSettings:
         poly_power: power of ``poly``.
     """
 
-    sched: Literal["cosine", "tanh", "poly", "constant", "steps"] = "cosine"
+    sched: Literal["cosine", "tanh", "poly", "constant", "steps", "points"] = "cosine"
     warmup_epochs: float = 5.0
     warmup_prefix: bool = False
     warmup_lr: float = 1e-6
@@ -80,17 +80,27 @@ class StepSchedule(Scheduler):
         optimizer: whose rates are set.
         total: updates of the run.
         steps: (share of the run, factor), in order; 1 before the first.
+        straight: go to the next factor in a straight line instead of a step.
     """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, total: int, steps: Sequence[tuple[float, float]]
+        self,
+        optimizer: torch.optim.Optimizer,
+        total: int,
+        steps: Sequence[tuple[float, float]],
+        straight: bool = False,
     ) -> None:
         super().__init__(optimizer, param_group_field="lr", t_in_epochs=False)
-        self.total, self.steps = total, steps
+        self.total, self.steps, self.straight = total, [(0.0, 1.0), *steps], straight
 
     def _get_lr(self, t: int) -> list[float]:
-        reached = [factor for share, factor in self.steps if t >= share * self.total]
-        return [value * (reached or [1.0])[-1] for value in self.base_values]
+        share = t / self.total
+        reached = [i for i, (start, _) in enumerate(self.steps) if share >= start][-1]
+        start, factor = self.steps[reached]
+        if self.straight and reached + 1 < len(self.steps):
+            end, after = self.steps[reached + 1]
+            factor += (after - factor) * (share - start) / (end - start)
+        return [value * factor for value in self.base_values]
 
 
 class Task(pl.LightningModule, ABC):
@@ -204,11 +214,12 @@ class Task(pl.LightningModule, ABC):
                 "trainer.max_epochs or trainer.max_steps must be set: schedules need an end"
             )
         per_epoch = -(-self.trainer.num_training_batches // self.trainer.accumulate_grad_batches)
-        if plan.sched == "steps":
+        if plan.sched in ("steps", "points"):
+            straight = plan.sched == "points"
             return {
                 "optimizer": optimizer,
                 "lr_scheduler": {
-                    "scheduler": StepSchedule(optimizer, int(steps), plan.steps),
+                    "scheduler": StepSchedule(optimizer, int(steps), plan.steps, straight),
                     "interval": "step",
                 },
             }

@@ -5,7 +5,7 @@ from torch.nn.functional import max_pool2d, max_unpool2d
 import zoo
 from tests.dense import check_learning, count
 from zoo.errors import ZooError
-from zoo.models.dense.sfanet import VGG, VGG16, VGG19, ContextualModule, MSFANet, MSegNet
+from zoo.models.dense.sfanet import VGG, VGG16, VGG19, ContextualModule, MSegNet, MSFANet
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_shapes_and_learning(build):
         assert attention is None and density.min() >= 0
         total = density
     else:
-        assert 0 < attention.min() and attention.max() < 1
+        assert attention.min() > 0 and attention.max() < 1
         total = density + attention
     # biases before batch norm and of dead ReLUs get no gradient
     check_learning(model, lambda: total, (2, 1, 32, 48), but="bias")

@@ -74,5 +74,5 @@ def test_weight_decay_as_the_authors_have_it():
 
 
 def test_wrong_size_is_said():
-    with pytest.raises(ZooError, match="100x96.*multiples of 32"):
+    with pytest.raises(ZooError, match=r"100x96.*multiples of 32"):
         SINet()(torch.zeros(1, 3, 100, 96))

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, leaky_relu, pad, unfold
 from torch.nn.utils.parametrizations import spectral_norm
 
+from zoo.errors import ZooError
 from zoo.layers.sizes import check_multiple
 from zoo.models.registry import register_model
 
@@ -35,24 +36,32 @@ class MEDFE(nn.Module):
     """The generator.
 
     ``forward``: image [B, 3, H, W] in -1..1 and mask [B, 1, H, W] (1: hole), H and W multiples of
-    64 -> picture [B, 3, H, W] in -1..1, structure and texture images [B, 3, H/8, W/8] in -1..1.
+    ``reduction`` -> picture [B, 3, H, W], structure and texture images [B, 3, H/8, W/8], in -1..1.
 
     Args:
         ngf: channels of the first stage (the authors' name).
         equalise: with feature equalisation; False gives the fused features back as they are.
         mutual: with the mutual block; False is a plain U-Net, whose two images are None.
-        legacy: follow the authors' code, see above; their weights need 256x256 pixels.
+        legacy: follow the authors' code, see above.
+        reduction: total stride of the encoder; 16 or 32 for small pictures, whose last stages then
+            keep the size. The deepest map must have 3x3 places or more.
     """
 
-    stride = 64
-
     def __init__(
-        self, ngf: int = 64, equalise: bool = True, mutual: bool = True, legacy: bool = False
+        self,
+        ngf: int = 64,
+        equalise: bool = True,
+        mutual: bool = True,
+        legacy: bool = False,
+        reduction: int = 64,
     ) -> None:
         super().__init__()
-        self.encoder = Encoder(ngf)
-        self.mutual = MutualBlock(ngf, equalise, legacy) if mutual else None
-        self.decoder = Decoder(ngf)
+        if reduction not in (16, 32, 64):
+            raise ZooError(f"reduction {reduction}, expected 16, 32 or 64")
+        self.stride = reduction
+        self.encoder = Encoder(ngf, reduction)
+        self.mutual = MutualBlock(ngf, equalise, legacy, reduction) if mutual else None
+        self.decoder = Decoder(ngf, reduction)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and module.weight.requires_grad:
                 nn.init.normal_(module.weight, std=0.02)
@@ -62,6 +71,11 @@ class MEDFE(nn.Module):
     def forward(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Image with holes -> picture, structure image, texture image."""
         check_multiple(image, self.stride)
+        if min(image.shape[-2:]) < 3 * self.stride:
+            raise ZooError(
+                f"an image of {image.shape[-2]}x{image.shape[-1]} pixels, expected at least "
+                f"{3 * self.stride} on each side"
+            )
         colour = image.new_tensor(HOLE_COLOUR)[:, None, None] * 2 / 255 - 1
         painted = image * (1 - mask) + colour * mask
         features = self.encoder(torch.cat([painted, (1 - mask).expand_as(image)], 1))
@@ -89,13 +103,13 @@ class MEDFE(nn.Module):
 class Encoder(nn.Module):
     """Six convolutions of stride 2, then four dilated residual blocks at the last size."""
 
-    def __init__(self, ngf: int) -> None:
+    def __init__(self, ngf: int, reduction: int) -> None:
         super().__init__()
         widths = [6, ngf, 2 * ngf, 4 * ngf, 8 * ngf, 8 * ngf, 8 * ngf]
         for i in range(1, 7):
             act = [nn.LeakyReLU(0.2)] if i > 1 else []
             norm = [nn.InstanceNorm2d(widths[i], affine=True)] if 1 < i < 6 else []
-            conv = nn.Conv2d(widths[i - 1], widths[i], 4, 2, 1)
+            conv = nn.Conv2d(widths[i - 1], widths[i], *_halving(i, reduction))
             self.add_module(f"Encoder_{i}", _Unit(*act, conv, *norm))
         self.middle = nn.Sequential(*(ResidualBlock(8 * ngf) for _ in range(4)))
 
@@ -132,14 +146,15 @@ class ResidualBlock(nn.Module):
 class Decoder(nn.Module):
     """Six transposed convolutions with the encoder's maps beside them."""
 
-    def __init__(self, ngf: int) -> None:
+    def __init__(self, ngf: int, reduction: int) -> None:
         super().__init__()
         inputs = [8, 16, 16, 8, 4, 2]
         outputs = [8, 8, 4, 2, 1]
         for i, in_scale in enumerate(inputs, start=1):
             last = i == 6
             out_chans = 3 if last else outputs[i - 1] * ngf
-            conv = nn.ConvTranspose2d(in_scale * ngf, out_chans, 4, 2, 1)
+            size = _halving(7 - i, reduction)
+            conv = nn.ConvTranspose2d(in_scale * ngf, out_chans, *size)
             end = nn.Tanh() if last else nn.InstanceNorm2d(out_chans, affine=True)
             self.add_module(f"Decoder_{i}", _Unit(nn.ReLU(), conv, end))
 
@@ -154,12 +169,12 @@ class Decoder(nn.Module):
 class MutualBlock(nn.Module):
     """Texture and structure branches, their fusion and equalisation (paper, section 3)."""
 
-    def __init__(self, ngf: int, equalise: bool, legacy: bool) -> None:
+    def __init__(self, ngf: int, equalise: bool, legacy: bool, reduction: int) -> None:
         super().__init__()
         self.legacy = legacy
         mid, deep = 4 * ngf, 8 * ngf
-        self.down_128 = _Unit(*_conv_in(ngf, 2 * ngf, 4), *_conv_in(2 * ngf, mid, 4))
-        self.down_64 = _Unit(*_conv_in(2 * ngf, mid, 4))
+        self.down_128 = _Unit(*_conv_in(ngf, 2 * ngf, 4, 2, 1), *_conv_in(2 * ngf, mid, 4, 2, 1))
+        self.down_64 = _Unit(*_conv_in(2 * ngf, mid, 4, 2, 1))
         self.down_32 = _Unit(*_conv_in(mid, mid, 1))
         self.up = UpTo(deep, mid)
         self.down = _Unit(*_conv_in(3 * mid, mid, 1))
@@ -170,7 +185,8 @@ class MutualBlock(nn.Module):
         self.base = Equalisation(deep, legacy) if equalise else nn.Identity()
         self.up_128, self.up_64, self.up_32 = UpTo(deep, ngf), UpTo(deep, 2 * ngf), UpTo(deep, mid)
         for name, count in (("down_16", 1), ("down_8", 2), ("down_4", 3)):
-            steps = [module for _ in range(count) for module in _conv_in(deep, deep, 4)]
+            stages = range(4, 4 + count)
+            steps = [m for i in stages for m in _conv_in(deep, deep, *_halving(i, reduction))]
             self.add_module(name, _Unit(*steps[:-1]))  # no activation before the sum
         self.side = nn.Sequential(nn.Conv2d(mid, 3, 1), nn.Tanh())
 
@@ -340,9 +356,15 @@ class _Unit(nn.Module):
         return self.model(x)
 
 
-def _conv_in(in_chans: int, out_chans: int, kernel: int) -> list[nn.Module]:
-    """Convolution (4: stride 2, 1: pointwise) without bias, instance norm, leaky ReLU."""
-    stride, padding = (2, 1) if kernel == 4 else (1, 0)
+def _halving(stage: int, reduction: int) -> tuple[int, int, int]:
+    """Kernel, stride and padding of a stage: half the size unless ``reduction`` is reached."""
+    return (4, 2, 1) if 2**stage <= reduction else (3, 1, 1)
+
+
+def _conv_in(
+    in_chans: int, out_chans: int, kernel: int, stride: int = 1, padding: int = 0
+) -> list[nn.Module]:
+    """Convolution without bias, instance norm, leaky ReLU."""
     conv = nn.Conv2d(in_chans, out_chans, kernel, stride, padding, bias=False)
     return [conv, nn.InstanceNorm2d(out_chans), nn.LeakyReLU(0.2)]
 

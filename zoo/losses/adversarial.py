@@ -1,0 +1,68 @@
+"""Adversarial and perceptual losses of pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn.functional import l1_loss
+
+
+def relativistic_lsgan(real: Tensor, fake: Tensor, generator: bool) -> Tensor:
+    """Relativistic average least squares: real scores above the mean fake one by 1, and conversely.
+
+    Args:
+        real, fake: scores of a discriminator, any shape.
+        generator: the generator's loss, in which real and fake change places.
+    """
+    sign = -1 if generator else 1
+    return (
+        (real - fake.mean() - sign).square().mean() + (fake - real.mean() + sign).square().mean()
+    ) / 2
+
+
+class VGGLoss(nn.Module):
+    """Perceptual and style distance in VGG16's feature maps; see :meth:`forward`."""
+
+    #: Places after ReLUs in torchvision's ``vgg16().features``.
+    CONTENT = (1, 6, 11, 18, 25)  # relu1_1, 2_1, 3_1, 4_1, 5_1
+    STYLE = (8, 15, 22, 27)  # relu2_2, 3_3, 4_3, 5_2
+
+    def __init__(self) -> None:
+        super().__init__()
+        last = max(self.CONTENT + self.STYLE) + 1
+        features = torchvision.models.vgg16(weights=None).features[:last]
+        for module in features:
+            if isinstance(module, nn.ReLU):
+                module.inplace = False  # later layers must not change what is compared
+        self.features = features.requires_grad_(False)
+
+    def remap_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """torchvision's ``vgg16`` without what lies above."""
+        ours = self.state_dict()
+        return {name: value for name, value in state_dict.items() if name in ours}
+
+    def forward(self, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean absolute differences of feature maps and of their Gram matrices (over C H W).
+
+        Args:
+            image, target: [B, 3, H, W]; the inpainting paper's code gives them in -1..1.
+        """
+        a, b = self._maps(image), self._maps(target)
+        content = sum(l1_loss(a[i], b[i]) for i in self.CONTENT)
+        style = sum(l1_loss(_gram(a[i]), _gram(b[i])) for i in self.STYLE)
+        return torch.as_tensor(content), torch.as_tensor(style)
+
+    def _maps(self, x: Tensor) -> Sequence[Tensor]:
+        maps = []
+        for layer in self.features:
+            x = layer(x)
+            maps.append(x)
+        return maps
+
+
+def _gram(x: Tensor) -> Tensor:
+    flat = x.flatten(2)
+    return flat @ flat.transpose(1, 2) / (flat.shape[1] * flat.shape[2])
