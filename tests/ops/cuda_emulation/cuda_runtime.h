@@ -184,6 +184,18 @@ T exchange(unsigned mask, T value, int source) {
 }  // namespace emulation
 
 inline void __syncthreads() { emulation::wait(emulation::device.block_barrier); }
+inline int __syncthreads_count(int predicate) {
+  // Everybody has counted the last call's when a thread comes to the second barrier of this one.
+  static int counted, turn;
+  __syncthreads();
+  if (turn == 0) counted = 0;
+  counted += predicate != 0;
+  turn = (turn + 1) % emulation::device.n_threads;
+  __syncthreads();
+  return counted;
+}
+inline int __syncthreads_or(int predicate) { return __syncthreads_count(predicate) > 0; }
+inline int __syncthreads_and(int predicate) { return __syncthreads_count(!predicate) == 0; }
 inline void __syncwarp(unsigned mask = 0xffffffffu) { emulation::exchange(mask, 0, 0); }
 
 template <class T>
@@ -211,6 +223,8 @@ template <class T>
 T __ldg(const T* p) {
   return *p;
 }
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
 inline unsigned __umulhi(unsigned a, unsigned b) { return static_cast<uint64_t>(a) * b >> 32; }
 inline float __expf(float x) { return std::exp(x); }
 inline float __fdividef(float a, float b) { return a / b; }
@@ -257,4 +271,9 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* c, void (*kernel)(P...)
       for (blockIdx.x = 0; blockIdx.x < g.x; ++blockIdx.x)
         emulation::run_block(static_cast<int>(b.x), c->dynamicSmemBytes);
   return cudaSuccess;
+}
+
+// How many kernels have been launched: a test that meant to run them can ask whether it did.
+extern "C" __attribute__((weak, used)) long cuda_emulation_launches() {
+  return emulation::device.launches;
 }

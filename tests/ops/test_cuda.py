@@ -1,0 +1,420 @@
+"""The CUDA kernels against float64 on the CPU. `pytest -m gpu` runs this file where a GPU is.
+
+Without one, test_cuda_emulated.py runs it with ZOO_CUDA_EMULATION: the path of a library in which
+the same kernels stand as kernels for the CPU.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import os
+import sys
+
+import pytest
+import torch
+from torch import Tensor
+
+import zoo.ops
+from zoo.ops import _library
+
+EMULATED = os.environ.get("ZOO_CUDA_EMULATION")
+DEVICE = "cpu" if EMULATED else "cuda"
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not EMULATED and not torch.cuda.is_available(), reason="no CUDA device"),
+]
+real_gpu = pytest.mark.skipif(bool(EMULATED), reason="needs a GPU, not its emulation")
+
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float64: 1e-12}
+LAYOUTS = {
+    "rows": lambda t: t,
+    "columns": lambda t: t.mT.contiguous().mT,
+    "unaligned": lambda t: torch.cat([t[..., :1], t], dim=-1)[..., 1:],
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def kernels():
+    if not EMULATED:
+        if torch.cuda.is_available():
+            assert "cuda" not in _library.unavailable, _library.unavailable["cuda"]
+        yield
+        return
+    torch.ops.load_library(EMULATED)
+    sys.modules["zoo.ops.selective_scan"]._chunk = lambda u, A: 64
+    launches = ctypes.CDLL(EMULATED).cuda_emulation_launches
+    launches.restype = ctypes.c_long
+    yield
+    assert launches() > 0, "the emulated kernels have not run"
+
+
+def error(a: Tensor, b: Tensor) -> float:
+    """Norm of the deviation relative to that of what was expected."""
+    a, b = a.detach().double().cpu(), b.detach().double().cpu()
+    return ((a - b).norm() / b.norm().clamp_min(1e-6)).item()
+
+
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def exact(*shape: int) -> Tensor:
+    """Random numbers that every dtype here can hold."""
+    return torch.randn(shape).bfloat16().double()
+
+
+class Problem:
+    """Named tensors in float64 on the CPU, and copies of them elsewhere, with gradients."""
+
+    def __init__(self, **tensors: Tensor | None):
+        self.tensors = {name: t for name, t in tensors.items() if t is not None}
+
+    def leaves(self, device: str, dtypes: dict[str, torch.dtype], layout: str) -> dict[str, Tensor]:
+        def leaf(name: str, t: Tensor) -> Tensor:
+            if not t.is_floating_point():
+                return t.to(device)
+            t = t.to(device, dtypes.get(name, torch.float64))
+            t = LAYOUTS[layout](t) if name in dtypes and t.dim() > 2 else t
+            return t.requires_grad_()
+
+        return {name: leaf(name, t) for name, t in self.tensors.items()}
+
+
+def compare(ours, reference, problem: Problem, sequences: str, dtype, layout="rows", **options):
+    """Outputs and gradients of both functions; the errors of all by name."""
+    dtypes = {n: dtype if n in sequences.split() else state_dtype(dtype) for n in problem.tensors}
+    outputs, grads = [], []
+    for function, device, kinds, how in (
+        (reference, "cpu", {}, "rows"),
+        (ours, DEVICE, dtypes, layout),
+    ):
+        leaves = problem.leaves(device, kinds, how)
+        out = function(**leaves, **options)
+        out = out if isinstance(out, tuple) else (out,)
+        torch.manual_seed(1)
+        douts = [exact(*o.shape).to(o.device, o.dtype) for o in out]
+        wanted = {n: t for n, t in leaves.items() if t.requires_grad}
+        found = torch.autograd.grad(out, list(wanted.values()), douts, materialize_grads=True)
+        outputs.append(out)
+        grads.append(dict(zip(wanted, found, strict=True)))
+    errors = {f"output {i}": error(b, a) for i, (a, b) in enumerate(zip(*outputs, strict=True))}
+    errors |= {f"gradient of {n}": error(grads[1][n], g) for n, g in grads[0].items()}
+    return {name: e for name, e in errors.items() if not e < TOLERANCE[dtype]}
+
+
+def scan_problem(
+    batch, dim, length, state, groups=1, constant="", bare=False, softplus=True, resets=True
+) -> Problem:
+    def projection(name: str) -> Tensor:
+        return exact(dim, state) if name in constant else exact(batch, groups, state, length)
+
+    delta = exact(batch, dim, length)
+    return Problem(
+        u=exact(batch, dim, length),
+        delta=delta if softplus else delta.abs() / 2,
+        A=-exact(dim, state).abs() - 0.125,
+        B=projection("B"),
+        C=projection("C"),
+        D=None if bare else exact(dim),
+        z=None if bare else exact(batch, dim, length),
+        delta_bias=None if bare else exact(dim).abs() / 4,
+        initial_state=None if bare else exact(batch, dim, state),
+        reset=torch.rand(batch, length) < 0.02 if resets and not bare else None,
+    )
+
+
+SEQUENCES = "u delta z"
+
+
+def scan_sequences(constant: str) -> str:
+    return " ".join([SEQUENCES, *(name for name in "BC" if name not in constant)])
+
+
+SCANS = {
+    "one step": dict(batch=1, dim=1, length=1, state=1),
+    "one tile": dict(batch=2, dim=8, length=64, state=3, groups=2),
+    "many channels and states": dict(batch=1, dim=40, length=150, state=17),
+    "chunks": dict(batch=1, dim=6, length=700, state=2, groups=2),
+    "bare": dict(batch=2, dim=6, length=100, state=4, groups=3, bare=True),
+    "constant B": dict(batch=2, dim=6, length=600, state=2, groups=3, constant="B"),
+    "constant C": dict(batch=2, dim=6, length=100, state=4, constant="C", softplus=False),
+    "constant both": dict(batch=2, dim=6, length=100, state=4, constant="BC"),
+    "no resets": dict(batch=1, dim=33, length=132, state=1, resets=False),
+}
+
+
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@pytest.mark.parametrize("case", SCANS)
+def test_selective_scan(case, reverse):
+    torch.manual_seed(0)
+    options = SCANS[case]
+    problem = scan_problem(**options)
+    sequences = scan_sequences(options.get("constant", ""))
+    assert not compare(
+        zoo.ops.selective_scan,
+        zoo.ops.selective_scan_reference,
+        problem,
+        sequences,
+        torch.float32,
+        delta_softplus=options.get("softplus", True),
+        return_last_state=True,
+        reverse=reverse,
+    )
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_selective_scan_dtypes_and_layouts(dtype, layout):
+    torch.manual_seed(0)
+    for length, reverse in ((140, False), (66, True)):
+        assert not compare(
+            zoo.ops.selective_scan,
+            zoo.ops.selective_scan_reference,
+            scan_problem(2, 12, length, 2, groups=2),
+            scan_sequences(""),
+            dtype,
+            layout,
+            delta_softplus=True,
+            return_last_state=True,
+            reverse=reverse,
+        )
+
+
+@pytest.mark.parametrize("only", [0, 1], ids=["output", "last state"])
+def test_selective_scan_gradient_of_one(only):
+    torch.manual_seed(0)
+
+    def one(function):
+        return lambda **inputs: function(**inputs, return_last_state=True)[only]
+
+    assert not compare(
+        one(zoo.ops.selective_scan),
+        one(zoo.ops.selective_scan_reference),
+        scan_problem(1, 3, 80, 2, softplus=False),
+        scan_sequences(""),
+        torch.float32,
+    )
+
+
+CONV_SEQUENCES = "x initial_states"
+
+
+def conv_problem(batch, dim, length, width, extra="", bias=True) -> Problem:
+    return Problem(
+        x=exact(batch, dim, length),
+        weight=exact(dim, width),
+        bias=exact(dim) if bias else None,
+        initial_states=exact(batch, dim, width - 1) if extra == "initial_states" else None,
+        seq_idx=torch.randint(-1, 3, (batch, length)).sort(1).values.int()
+        if extra == "seq_idx"
+        else None,
+    )
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_causal_conv1d(dtype, layout):
+    torch.manual_seed(0)
+    shapes = [(1, 1, 1), (2, 6, 3), (1, 68, 70), (2, 4, 300)]
+    extras = ["", "seq_idx", "initial_states"]
+    for i, (shape, width) in enumerate(itertools.product(shapes, (2, 3, 4))):
+        assert not compare(
+            zoo.ops.causal_conv1d,
+            zoo.ops.causal_conv1d_reference,
+            conv_problem(*shape, width, extras[i % 3], bias=i % 2 == 0),
+            CONV_SEQUENCES,
+            dtype,
+            layout,
+            activation="silu" if i % 4 < 2 else None,
+            return_final_states=i % 5 == 0,
+        ), (shape, width)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_causal_conv1d_update(dtype):
+    torch.manual_seed(0)
+    shapes = [(1, 1, 1, 3), (2, 5, 1, 4), (3, 300, 4, 6), (2, 3, 9, 5)]
+    for (batch, dim, length, size), width, circular in itertools.product(
+        shapes, (2, 3, 4), (False, True)
+    ):
+        x, state = exact(batch, dim, length), exact(batch, dim, size)
+        weight, bias = exact(dim, width), exact(dim)
+        positions = torch.randint(0, 20, (batch,)).int() if circular else None
+        ours, expected = state.to(DEVICE, dtype), state.clone()
+        out = zoo.ops.causal_conv1d_update(
+            x.to(DEVICE, dtype), ours, weight.to(DEVICE, state_dtype(dtype)),
+            bias.to(DEVICE, state_dtype(dtype)), "silu",
+            None if positions is None else positions.to(DEVICE),
+        )  # fmt: skip
+        reference = zoo.ops.causal_conv1d_update_reference(
+            x, expected, weight, bias, "silu", positions
+        )
+        assert error(out, reference) < TOLERANCE[dtype]
+        assert torch.equal(ours.double().cpu(), expected)
+
+
+@pytest.mark.parametrize("layout", ["rows", "channels last"])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("order", ["cross2d", "atrous"])
+def test_cross_scan_and_merge(order, dtype, layout):
+    torch.manual_seed(0)
+    for B, C, H, W in [(2, 3, 1, 1), (2, 5, 7, 7), (1, 70, 5, 8), (1, 2, 65, 70), (3, 17, 20, 33)]:
+        x = exact(B, C, H, W).to(DEVICE, dtype)
+        if layout == "channels last":
+            x = x.to(memory_format=torch.channels_last)
+        ys = zoo.ops.cross_scan(x, order)
+        assert torch.equal(ys.cpu(), zoo.ops.cross_scan_reference(x.cpu(), order))
+        ys = exact(*ys.shape)
+        merged = zoo.ops.cross_merge(ys.to(DEVICE, dtype), H, W, order)
+        expected = zoo.ops.cross_merge_reference(ys, H, W, order)
+        assert torch.equal(merged.cpu(), expected.to(dtype))
+
+
+def small_scan(dtype: torch.dtype) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    problem = scan_problem(1, 3, 9, 2)
+    kinds = {n: dtype if n in "u delta z B C" else state_dtype(dtype) for n in problem.tensors}
+    return problem.leaves(DEVICE, kinds, "rows")
+
+
+def test_gradcheck():
+    inputs = small_scan(torch.float64)
+    reset = inputs.pop("reset")
+    assert torch.autograd.gradcheck(
+        lambda *tensors: zoo.ops.selective_scan(
+            **dict(zip(inputs, tensors, strict=True)),
+            delta_softplus=True,
+            return_last_state=True,
+            reset=reset,
+        ),
+        tuple(inputs.values()),
+        fast_mode=bool(EMULATED),
+    )
+    torch.manual_seed(0)
+    conv = conv_problem(2, 3, 5, 4, "initial_states").leaves(DEVICE, {}, "rows")
+    assert torch.autograd.gradcheck(
+        lambda *tensors: zoo.ops.causal_conv1d(
+            **dict(zip(conv, tensors, strict=True)), activation="silu"
+        ),
+        tuple(conv.values()),
+    )
+    for order in zoo.ops.cross_scan.__globals__["ORDERS"]:
+        x = exact(1, 2, 3, 4).to(DEVICE).requires_grad_()
+        assert torch.autograd.gradcheck(lambda x, o=order: zoo.ops.cross_scan(x, o), (x,))
+
+
+def test_opcheck():
+    t = small_scan(torch.float32)
+    torch.library.opcheck(
+        torch.ops.zoo.selective_scan.default,
+        (t["u"], t["delta"], t["A"], t["B"], t["C"], t["D"], t["z"], t["delta_bias"],
+         t["initial_state"], t["reset"], True, False, 64),
+    )  # fmt: skip
+    x = exact(2, 3, 7).float().to(DEVICE).requires_grad_()
+    weight = exact(3, 4).float().to(DEVICE).requires_grad_()
+    torch.library.opcheck(torch.ops.zoo.causal_conv1d.default, (x, weight, None, None, None, True))
+    picture = exact(1, 2, 4, 5).float().to(DEVICE).requires_grad_()
+    torch.library.opcheck(torch.ops.zoo.cross_scan.default, (picture, True))
+    torch.library.opcheck(
+        torch.ops.zoo.cross_merge.default, (exact(1, 2, 3, 20).float().to(DEVICE), 4, 5, False)
+    )
+
+
+def test_results_do_not_vary():
+    torch.manual_seed(0)
+    problem = scan_problem(2, 40, 200, 3)
+    first, second = (
+        torch.autograd.grad(
+            zoo.ops.selective_scan(**leaves, delta_softplus=True).sum(),
+            [t for t in leaves.values() if t.requires_grad],
+        )
+        for leaves in [
+            problem.leaves(DEVICE, dict.fromkeys(problem.tensors, torch.float32), "rows")
+        ]
+        * 2
+    )
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+LARGE = {
+    "Mamba 130M": dict(batch=4, dim=1536, length=2048, state=16),
+    "VMamba": dict(batch=16, dim=384, length=3136, state=1, groups=4),
+    "VMamba, last stage": dict(batch=64, dim=3072, length=49, state=1, groups=4),
+    "long": dict(batch=1, dim=8, length=100_000, state=16),
+    "many states": dict(batch=1, dim=64, length=1000, state=256),
+}
+
+
+@real_gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", LARGE)
+def test_large_selective_scan(case, dtype):
+    """Against the CPU kernel in float64."""
+    torch.manual_seed(0)
+    assert not compare(
+        zoo.ops.selective_scan,
+        zoo.ops.selective_scan,
+        scan_problem(**LARGE[case]),
+        scan_sequences(""),
+        dtype,
+        delta_softplus=True,
+        return_last_state=True,
+    )
+
+
+@real_gpu
+@pytest.mark.parametrize("layout", ["rows", "columns"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_large_causal_conv1d(dtype, layout):
+    torch.manual_seed(0)
+    assert not compare(
+        zoo.ops.causal_conv1d,
+        zoo.ops.causal_conv1d,
+        conv_problem(8, 1536, 2048, 4),
+        CONV_SEQUENCES,
+        dtype,
+        layout,
+        activation="silu",
+    )
+
+
+@real_gpu
+def test_graph_capture_and_side_stream():
+    """All ops forward and backward in one CUDA graph, replayed with new numbers."""
+    torch.manual_seed(0)
+    scan = scan_problem(2, 64, 500, 4, groups=2)
+    x = exact(2, 64, 500).float().cuda()
+    weight = exact(64, 4).float().cuda()
+    leaves = scan.leaves("cuda", dict.fromkeys(scan.tensors, torch.float32), "rows")
+    wanted = [t for t in leaves.values() if t.requires_grad]
+
+    def step() -> list[Tensor]:
+        u = zoo.ops.causal_conv1d(x, weight, activation="silu")
+        picture = zoo.ops.cross_merge(zoo.ops.cross_scan(u.view(2, 64, 20, 25)), 20, 25)
+        out = zoo.ops.selective_scan(**{**leaves, "u": leaves["u"] + picture.flatten(2)})
+        return [out, *torch.autograd.grad(out.sum(), wanted)]
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    x.copy_(torch.randn_like(x))
+    graph.replay()
+    torch.cuda.synchronize()
+    assert all(torch.equal(a, b) for a, b in zip(captured, step(), strict=True))
+
+
+@real_gpu
+def test_second_device():
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one CUDA device")
+    x = exact(1, 4, 9).float()
+    weight = exact(4, 3).float()
+    out = zoo.ops.causal_conv1d(x.to("cuda:1"), weight.to("cuda:1"))
+    assert error(out, zoo.ops.causal_conv1d_reference(x, weight)) < 1e-5
