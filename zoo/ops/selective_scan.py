@@ -249,7 +249,9 @@ def _check(
     for name, t in {**complex_allowed, "D": D, "delta_bias": delta_bias}.items():
         if t is None or (name in "BC" and t.dim() > 2):
             continue
-        wanted = state_dtype if name in complex_allowed else state_dtype.to_real()
+        wanted = state_dtype
+        if name not in complex_allowed and state_dtype.is_complex:
+            wanted = state_dtype.to_real()  # torch.compile cannot trace it, nor complex A
         if t.dtype not in (wanted, u.dtype):
             raise wrong(f"{name} must be {wanted} (or {u.dtype}, as u), got {t.dtype}")
     if reset is not None and reset.dtype != torch.bool:
