@@ -2,7 +2,7 @@
 
 Environment:
     ZOO_CUDA=0              leave the CUDA part out; ZOO_CUDA=1: fail if it cannot be built
-    TORCH_CUDA_ARCH_LIST    GPU architectures, as for any PyTorch extension
+    TORCH_CUDA_ARCH_LIST    GPU architectures; default: of the GPUs that are here, else 8.0+PTX
     MAX_JOBS                compilers at the same time
     ZOO_SANITIZE=address    build the CPU part for AddressSanitizer
 """
@@ -18,8 +18,8 @@ from setuptools import setup
 from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
 
 ROOT = Path(__file__).resolve().parent
-# Volta is the oldest architecture that CUDA 13 no longer has; these run everywhere from Turing on.
-DEFAULT_CUDA_ARCHS = "7.5;8.0;9.0+PTX"
+# Where there is no GPU: all from Ampere on, the newer ones through the driver's compiler.
+DEFAULT_CUDA_ARCHS = "8.0+PTX"
 
 
 def torch_version() -> tuple[int, int]:
@@ -43,6 +43,14 @@ def cuda_obstacle() -> str | None:
     if release.split(".")[0] != torch.version.cuda.split(".")[0]:
         return f"nvcc is CUDA {release}, PyTorch was built with {torch.version.cuda}"
     return None
+
+
+def cuda_archs() -> str:
+    """The architectures of the GPUs that are here."""
+    if not torch.cuda.is_available():
+        return DEFAULT_CUDA_ARCHS
+    capabilities = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+    return ";".join(f"{major}.{minor}" for major, minor in sorted(capabilities))
 
 
 class BuildKernels(BuildExtension):
@@ -81,7 +89,7 @@ def extensions() -> list:
     ]
     obstacle = cuda_obstacle()
     if obstacle is None:
-        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_CUDA_ARCHS)
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", cuda_archs())
         flags = [flag for flag in cxx if flag.startswith("-D")] + ["-DZOO_CUDA"]
         built.append(
             CUDAExtension(

@@ -56,7 +56,7 @@ def causal_conv1d(
         _check_seq_idx(x, seq_idx, initial_states)
     compute = torch.promote_types(x.dtype, torch.float32)
     if x.stride(1) != 1 and x.stride(2) != 1:
-        x = x.contiguous()
+        x = x.clone(memory_format=torch.contiguous_format)
     if initial_states is not None:
         initial_states = initial_states.to(x.dtype)
     out = torch.ops.zoo.causal_conv1d(
