@@ -122,7 +122,8 @@ class PythonSource(TextDataModule):
         """Tokenize a split."""
         if self.tokenizer is None:
             self.tokenizer = train_tokenizer(self.texts("train"), self._vocab_size)
-        ids = self.tokenizer(self.texts(split), add_special_tokens=False)["input_ids"]
+        texts = self.texts(split)
+        ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
         return Blocks(torch.tensor([token for text in ids for token in text]), self.length)
 
 

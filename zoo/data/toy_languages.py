@@ -23,6 +23,9 @@ class UnitLanguage(TextDataModule):
         noisy_share: share of stretches in which the tail is random as well; such a stretch begins
             with a marker token of its own. 0: there are no stretches and no markers.
         stretch: units of a stretch.
+        shared_tail: the tail's tokens are not a branch's own: all branches write with the same
+            symbols, so that the next one follows from the branch and the distance to it, not from
+            the last token.
         samples: number of training samples; validation and test have a tenth.
         length: tokens of a sample.
         kwargs: see :class:`zoo.data.DataModule`.
@@ -34,6 +37,7 @@ class UnitLanguage(TextDataModule):
         tail: int = 3,
         noisy_share: float = 0.0,
         stretch: int = 8,
+        shared_tail: bool = False,
         samples: int = 4096,
         length: int = 64,
         **kwargs: Any,
@@ -46,6 +50,7 @@ class UnitLanguage(TextDataModule):
             )
         self.branches, self.tail, self.samples = branches, tail, samples
         self.noisy_share, self.stretch = noisy_share, stretch
+        self.shared_tail = shared_tail
 
     @property
     def vocab_size(self) -> int:
@@ -74,7 +79,11 @@ class UnitLanguage(TextDataModule):
         return torch.cat(pieces)
 
     def _write(self, branch: Tensor, owners: Tensor) -> Tensor:
-        offsets = 1 + self.branches + torch.arange(self.tail)
+        place = torch.arange(self.tail)
+        if self.shared_tail:  # an odd factor: at each place the symbol belongs to one branch
+            symbols = (owners * (2 * place + 1) + 3 * place) % self.branches
+            return torch.cat([1 + branch[:, None], 1 + self.branches + symbols], dim=1)
+        offsets = 1 + self.branches + place
         return torch.cat([1 + branch[:, None], offsets + self.tail * owners], dim=1)
 
     def load(self, split: str) -> Blocks:

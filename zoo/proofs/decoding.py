@@ -24,9 +24,15 @@ LENGTH = 96
 PROMPT = 8
 
 
-def unit_language(steps: int, noisy_share: float = 0.0) -> UnitLanguage:
+def unit_language(steps: int, noisy_share: float = 0.0, shared_tail: bool = False) -> UnitLanguage:
     """Training texts for so many steps."""
-    data = UnitLanguage(samples=32 * steps, length=LENGTH, batch_size=32, noisy_share=noisy_share)
+    data = UnitLanguage(
+        samples=32 * steps,
+        length=LENGTH,
+        batch_size=32,
+        noisy_share=noisy_share,
+        shared_tail=shared_tail,
+    )
     data.seed = 1
     return data
 
@@ -58,16 +64,20 @@ def settings(lr: float = 2e-3) -> dict[str, Any]:
 
 
 def unit_lm(
-    layers: int = 4, width: int = 128, steps: int = 400, noisy_share: float = 0.0, seed: int = 0
+    layers: int = 4,
+    width: int = 128,
+    steps: int = 400,
+    noisy_share: float = 0.0,
+    shared_tail: bool = False,
 ) -> Path:
     """Folder of a language model trained on :class:`UnitLanguage`; kept for later proofs."""
-    made = {"layers": layers, "width": width, "steps": steps, "noisy": noisy_share, "seed": seed}
-    text = json.dumps({**made, "version": 1}, sort_keys=True)
+    made = {"layers": layers, "width": width, "steps": steps, "noisy": noisy_share}
+    text = json.dumps({**made, "shared": shared_tail, "version": 2}, sort_keys=True)
     folder = cache_folder() / "proofs" / hashlib.sha256(text.encode()).hexdigest()[:16]
     if (folder / "config.json").is_file():
         return folder
-    data = unit_language(steps, noisy_share)
-    pl.seed_everything(seed, verbose=False)
+    data = unit_language(steps, noisy_share, shared_tail)
+    pl.seed_everything(0, verbose=False)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     shape = {
         "vocab_size": data.vocab_size,
@@ -87,13 +97,11 @@ def loaded(folder: Path) -> nn.Module:
     return load_causal_lm(folder).requires_grad_(False)
 
 
-def prompts(count: int, noisy_share: float = 0.0) -> Tensor:
+def prompts(count: int, noisy_share: float = 0.0, shared_tail: bool = False) -> Tensor:
     """Beginnings of texts ``[count, PROMPT]``."""
-    language = UnitLanguage(noisy_share=noisy_share, length=LENGTH)
-    stretch = 1 + language.stretch * 4 if noisy_share else 4
-    text = language.text(count * 64, seed=77)
-    starts = torch.arange(count) * stretch * (64 // 8 if not noisy_share else 1)
-    return torch.stack([text[start : start + PROMPT] for start in starts.tolist()])
+    language = unit_language(1, noisy_share, shared_tail)
+    # a text of its own for each: the first unit begins with it
+    return torch.stack([language.text(PROMPT, seed=77 + n)[:PROMPT] for n in range(count)])
 
 
 def decode(
@@ -102,12 +110,13 @@ def decode(
     sequences: int = 24,
     temperature: float = 1.0,
     noisy_share: float = 0.0,
+    shared_tail: bool = False,
     **options: Any,
 ) -> Generation:
     """A batch of texts as long as those of the training, about 2,000 tokens by default."""
     return generate(
         model,
-        prompts(sequences, noisy_share),
+        prompts(sequences, noisy_share, shared_tail),
         method,
         max_new_tokens=LENGTH - PROMPT,
         temperature=temperature,
@@ -116,7 +125,12 @@ def decode(
     )
 
 
-def is_greedy_text(model: nn.Module, method: str | Method, **options: Any) -> float:
+def is_greedy_text(
+    model: nn.Module, method: str | Method, shared_tail: bool = False, **options: Any
+) -> float:
     """1 if greedy decoding with the method gives the text of plain greedy decoding, else 0."""
-    mine = decode(model, method, 8, temperature=0.0, **options).new_tokens
-    return float(mine == decode(model, "plain", 8, temperature=0.0).new_tokens)
+    mine, plain = (
+        decode(model, m, 8, temperature=0.0, shared_tail=shared_tail, **more).new_tokens
+        for m, more in ((method, options), ("plain", {}))
+    )
+    return float(mine == plain)

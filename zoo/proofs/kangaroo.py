@@ -7,6 +7,7 @@ import lightning.pytorch as pl
 from zoo.decoding.kangaroo import Kangaroo
 from zoo.proofs.base import Measurement
 from zoo.proofs.decoding import (
+    PROMPT,
     decode,
     fit,
     is_greedy_text,
@@ -44,21 +45,21 @@ class EarlyExits(Measurement):
 
     def measure(self) -> dict[str, float]:
         """Train the adapter, then decode."""
-        target = unit_lm(layers=6)
+        target = unit_lm(layers=6, shared_tail=True)
         adapter = None
         if self.adapter:
             pl.seed_everything(0, verbose=False)
             task = AdapterTraining(str(target), self.exit_layer, **settings(lr=3e-3))
-            fit(task, unit_language(self.steps))
+            fit(task, unit_language(self.steps, shared_tail=True))
             adapter = task.model["head"].eval()
         model = loaded(target)
         method = Kangaroo(adapter, self.exit_layer, self.threshold, steps=6)
-        out = decode(model, method)
-        prompt_tokens = 24 * 8
+        out = decode(model, method, shared_tail=True)
+        prompt_tokens = out.sequences.shape[0] * PROMPT
         counts = out.acceptance
         return {
             "tokens_per_step": out.tokens_per_step,
             "wasted": counts.wasted / max(counts.accepted, 1),
             "shallow_calls": method.shallow_tokens / (out.target_tokens - prompt_tokens),
-            "greedy_is_plain": is_greedy_text(model, method),
+            "greedy_is_plain": is_greedy_text(model, method, shared_tail=True),
         }

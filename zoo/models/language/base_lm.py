@@ -28,7 +28,7 @@ from zoo.models.registry import register_model
 
 def _llama(settings: dict[str, Any], overrides: dict[str, Any]) -> LlamaForCausalLM:
     special = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
-    return LlamaForCausalLM(LlamaConfig(**(special | settings | overrides))).eval()
+    return LlamaForCausalLM(LlamaConfig(**(special | settings | overrides)))
 
 
 @register_model()
