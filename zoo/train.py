@@ -88,7 +88,7 @@ def _step(checkpoint: Path) -> int:
     content = read_checkpoint(checkpoint)
     if "optimizer_states" not in content:
         raise ZooError(
-            f"{checkpoint} holds weights alone and cannot be gone on from, expected a last.ckpt; to "
+            f"{checkpoint} holds weights alone and cannot be gone on from, expected last.ckpt; to "
             "start anew from its weights, use --model.init_args.pretrained"
         )
     return content["global_step"]

@@ -27,12 +27,12 @@ class MiddleToken(Measurement):
     def __init__(
         self,
         bimamba_type: str,
-        size: int = 8,
+        size: int = 4,
         dim: int = 32,
         depth: int = 2,
         steps: int = 300,
         batch_size: int = 64,
-        lr: float = 3e-3,
+        lr: float = 1e-2,
         test_maps: int = 2048,
         seed: int = 0,
     ) -> None:
