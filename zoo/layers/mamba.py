@@ -39,6 +39,15 @@ class Mamba(nn.Module):
         init_layer_scale: initial value of a learned factor on every output channel; None for none.
     """
 
+    conv1d: nn.Conv1d
+    x_proj: nn.Linear
+    dt_proj: nn.Linear
+    D: nn.Parameter
+    conv1d_b: nn.Conv1d
+    x_proj_b: nn.Linear
+    dt_proj_b: nn.Linear
+    D_b: nn.Parameter
+
     def __init__(
         self,
         d_model: int,
@@ -118,13 +127,13 @@ class Mamba(nn.Module):
     def _conv(x: Tensor, conv: nn.Conv1d, ahead: bool = False) -> Tensor:
         """Causal convolution and SiLU [B, L, d]; ``ahead``: over the following steps instead."""
         weight = conv.weight.squeeze(1)
-        if not ahead:
-            x = causal_conv1d(x.transpose(1, 2), weight, conv.bias, activation="silu")
-            return x.transpose(1, 2)
-        reach = weight.shape[1] - 1
-        x = F.pad(x, (0, 0, 0, reach)).transpose(1, 2)
-        x = causal_conv1d(x, weight.flip(1), conv.bias, activation="silu")
-        return x.transpose(1, 2)[:, reach:]
+        reach = weight.shape[1] - 1 if ahead else 0
+        if ahead:
+            x, weight = F.pad(x, (0, 0, 0, reach)), weight.flip(1)
+        y: Tensor = causal_conv1d(  # type: ignore[assignment]
+            x.transpose(1, 2), weight, conv.bias, activation="silu"
+        )
+        return y.transpose(1, 2)[:, reach:]
 
     def _project(
         self, u: Tensor, x_proj: nn.Linear, dt_proj: nn.Linear
@@ -139,7 +148,7 @@ class Mamba(nn.Module):
         bias: Tensor, reverse: bool = False,
     ) -> Tensor:  # fmt: skip
         u, dt, B, C, z = (t.transpose(1, 2) for t in (u, dt, B, C, z))
-        y = selective_scan(
+        y: Tensor = selective_scan(  # type: ignore[assignment]
             u, dt, -at_least_fp32(A_log).exp(), B, C, at_least_fp32(D), z,
             delta_bias=at_least_fp32(bias), delta_softplus=True, reverse=reverse,
         )  # fmt: skip

@@ -25,7 +25,7 @@ class ScanOrder(NamedTuple):
         moves: [K, L] START, RIGHT, LEFT, UP or DOWN: the move that led into the cell of step t.
     """
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # no one needs tuple.index
     inverse: Tensor
     moves: Tensor
 

@@ -169,11 +169,10 @@ class SS2D(nn.Module):
         for p, reverse in enumerate(reverses):
             dts, Bs, Cs = proj[:, :, p].split([R, N, N], dim=2)  # [B, S, R or N, L]
             dts = torch.matmul(dt_weights[p], dts).flatten(1, 2)  # [B, S d, L]
-            inputs = (u, dts, Bs, Cs)
             if self.force_fp32:
-                inputs = tuple(at_least_fp32(t) for t in inputs)
-            y = selective_scan(
-                *inputs[:2], As[p], *inputs[2:], Ds[p],
+                u, dts, Bs, Cs = (at_least_fp32(t) for t in (u, dts, Bs, Cs))
+            y: Tensor = selective_scan(  # type: ignore[assignment]
+                u, dts, As[p], Bs, Cs, Ds[p],
                 delta_bias=biases[p], delta_softplus=True, reverse=reverse,
             )  # fmt: skip
             ys.append(y.unflatten(1, (S, d)))
@@ -227,7 +226,7 @@ class SSD2D(SS2D):
         ys = []
         for p, reverse in enumerate(reverses):
             dts, Bs, Cs = proj[:, :, :, p].split([R, N, N], dim=3)  # [B, L, S, R or N]
-            y = ssd(
+            y: Tensor = ssd(  # type: ignore[assignment]
                 heads, dts.flatten(2), As[p], Bs, Cs, 64, Ds[p],
                 dt_bias=biases[p], dt_softplus=True, reverse=reverse,
             )  # fmt: skip

@@ -38,7 +38,7 @@ class VSSBlock(nn.Module):
         self.norm = norm(dim)
         self.op = op(dim, **ssm)
         self.drop_path = DropPath(drop_path)
-        self.mlp = None
+        self.mlp: nn.Module | None = None
         if mlp["mlp_ratio"] > 0:
             hidden, drop = int(dim * mlp["mlp_ratio"]), mlp["drop"]
             self.norm2 = norm(dim)

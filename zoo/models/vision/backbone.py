@@ -9,7 +9,7 @@ checkpointing.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
@@ -74,7 +74,7 @@ class Backbone(nn.Module):
     def forward_intermediates(
         self,
         x: Tensor,
-        indices: int | Sequence[int] | None = None,
+        indices: int | list[int] | None = None,
         norm: bool = False,
         stop_early: bool = False,
         output_fmt: str = "NCHW",
@@ -106,7 +106,7 @@ class Backbone(nn.Module):
 
     def prune_intermediate_layers(
         self,
-        indices: int | Sequence[int] | None = None,
+        indices: int | list[int] | None = None,
         prune_norm: bool = False,
         prune_head: bool = True,
     ) -> list[int]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import reduce
+from operator import add
 from typing import Any
 
 import torch
@@ -85,18 +87,19 @@ class PlainMamba(Backbone):
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
         self.drop_after_pos = nn.Dropout(drop_rate)
         mixer = {"bias": True, "strict_official": strict_official, **(mamba_cfg or {})}
-        self.layers = nn.ModuleList(
+        layers = [
             PlainMambaLayer(embed_dims, mixer, use_rms_norm, i in layers_with_dwconv, rate)
             for i, rate in enumerate(drop_path_rates(drop_path_rate, num_layers))
-        )
+        ]
+        for layer in layers:
+            layer.mamba.init_linear()
+        self.layers = nn.ModuleList(layers)
         self.ln1 = nn.LayerNorm(embed_dims, eps=1e-6) if final_norm else nn.Identity()
         self.head = make_head(embed_dims, num_classes)
         self.feature_info = [
             {"module": f"layers.{i}", "num_chs": embed_dims, "reduction": patch_size}
             for i in range(num_layers)
         ]
-        for layer in self.layers:
-            layer.mamba.init_linear()
 
     def run_layers(self, x: Tensor, last: int) -> tuple[list[Tensor], tuple[int, int]]:
         """Tokens [B, L, C] after layers 0 to ``last``, and their grid."""
@@ -104,7 +107,7 @@ class PlainMamba(Backbone):
         if self.pos_embed is not None:
             x = x + resize_pos_embed(self.pos_embed, self.grid_size, grid)
         x = self.drop_after_pos(x)
-        order = snake(*grid, device=x.device)
+        order = snake(grid[0], grid[1], x.device)
         outputs = []
         for layer in self.layers[: last + 1]:
             x = self.run(layer, x, grid, order)
@@ -273,18 +276,18 @@ class PlainMamba2D(nn.Module):
         bias = at_least_fp32(self.dt_proj.bias) * (2 if self.strict_official else 1)
         moves = self.direction_Bs.to(B.dtype)[order.moves]  # [4, L, N]
 
-        y = None
+        ys = []
         for index, inverse, move in zip(order.index, order.inverse, moves, strict=True):
-            inputs = (dt, B, C)
+            dt_k, B_k, C_k = dt, B, C
             if not self.strict_official:
-                inputs = tuple(permute(t, index, inverse) for t in inputs)
-            dt_k, B_k, C_k = inputs
+                dt_k, B_k, C_k = (permute(t, index, inverse) for t in (dt, B, C))
             sequences = (permute(x, index, inverse), dt_k, B_k + move, C_k)
             u_k, dt_k, B_k, C_k = (t.transpose(1, 2) for t in sequences)  # [B, d or N, L]
-            y_k = selective_scan(u_k, dt_k, A, B_k, C_k, D, delta_bias=bias, delta_softplus=True)
-            y_k = permute(y_k.transpose(1, 2), inverse, index)  # [B, L, d]
-            y = y_k if y is None else y + y_k
-        out = self.out_proj(y * F.silu(z))
+            y_k: Tensor = selective_scan(  # type: ignore[assignment]
+                u_k, dt_k, A, B_k, C_k, D, delta_bias=bias, delta_softplus=True
+            )
+            ys.append(permute(y_k.transpose(1, 2), inverse, index))  # [B, L, d]
+        out = self.out_proj(reduce(add, ys) * F.silu(z))
         return out if self.gamma is None else out * self.gamma
 
 
@@ -331,7 +334,7 @@ def resize_pos_embed(pos_embed: Tensor, old: tuple[int, int], new: tuple[int, in
 
 # The published variants. Accuracy is top-1 on ImageNet-1k at 224 pixels.
 
-_PLACES = {"head": "head", "first_conv": "patch_embed.stem.0", "out_indices": 3}
+_PLACES: dict[str, Any] = {"head": "head", "first_conv": "patch_embed.stem.0", "out_indices": 3}
 _HUB = "hf://ChenhongyiYang/PlainMamba/"
 
 

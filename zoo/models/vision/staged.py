@@ -16,13 +16,17 @@ from zoo.layers.ss2d import Permute
 from zoo.models.vision.backbone import Backbone, make_head
 
 #: Where register_backbone finds what it needs in these networks.
-PLACES = {"head": "classifier.head", "first_conv": "patch_embed.0", "out_indices": (0, 1, 2, 3)}
+PLACES: dict[str, Any] = {
+    "head": "classifier.head",
+    "first_conv": "patch_embed.0",
+    "out_indices": (0, 1, 2, 3),
+}
 
 
 class Stage(nn.Module):
     """Blocks, and the downsampling after them."""
 
-    def __init__(self, blocks: list[nn.Module], downsample: nn.Module) -> None:
+    def __init__(self, blocks: Sequence[nn.Module], downsample: nn.Module) -> None:
         super().__init__()
         self.blocks = nn.Sequential(*blocks)
         self.downsample = downsample
@@ -36,11 +40,15 @@ class StagedBackbone(Backbone):
     Attributes:
         patch_embed: stem, images [B, in_chans, H, W] to [B, h, w, C].
         min_size: side of the smallest image of which every stage still sees something.
+        layers: the stages, a ModuleList.
+        classifier: norm, pooling, dropout and head, a Sequential.
         pos_embed: None, or a map [1, C, h, w] that is added after the stem, resized if need be.
     """
 
     head_name = "classifier.head"
     patch_embed: nn.Module
+    layers: Any
+    classifier: Any
     min_size: int
     pos_embed: nn.Parameter | None
 
@@ -160,8 +168,8 @@ _OLD_NAMES = (
 )
 
 
-class OutNorms:
-    """Makes the dense form of a :class:`StagedBackbone`: maps [B, C, h, w], each with its own norm.
+class OutNorms(StagedBackbone):
+    """The dense form of the network that follows in the bases: maps [B, C, h, w], each normalised.
 
     The norms ``outnorm0`` ... are new: a classification checkpoint lacks them, and loading one
     leaves them as they are and its classifier aside.
@@ -172,14 +180,14 @@ class OutNorms:
     """
 
     def __init__(self, out_indices: Sequence[int] = (0, 1, 2, 3), **kwargs: Any) -> None:
-        super().__init__(**{**kwargs, "num_classes": 0})
+        super().__init__(**{**kwargs, "num_classes": 0})  # type: ignore[call-arg]
         self.out_indices = tuple(out_indices)
         norm = type(self.classifier.norm)
         for i in self.out_indices:
             self.add_module(f"outnorm{i}", norm(self.feature_info[i]["num_chs"]))
         del self.classifier
 
-    def forward(self, x: Tensor) -> list[Tensor]:
+    def forward(self, x: Tensor) -> list[Tensor]:  # type: ignore[override]
         """Images [B, in_chans, H, W] to one map [B, C, h, w] for each of ``out_indices``."""
         maps = self.stream(x, max(self.out_indices))
         return [

@@ -54,6 +54,10 @@ class Vim(Backbone):
         use_middle_cls_token: the single one stands in the middle of the patches, not before them.
     """
 
+    cls_token: nn.Parameter
+    cls_token_head: nn.Parameter
+    cls_token_tail: nn.Parameter
+
     def __init__(
         self,
         img_size: int | tuple[int, int] = 224,
@@ -106,37 +110,29 @@ class Vim(Backbone):
         norm = nn.RMSNorm if rms_norm else nn.LayerNorm
         # The rates belong to the additions: layer i adds the output of layer i - 1.
         rates = [0.0, *drop_path_rates(drop_path_rate, depth)][:depth]
-        mixer = {
+        options = {
             "d_state": d_state,
             "bimamba_type": bimamba_type,
             "if_divide_out": if_divide_out,
             "init_layer_scale": init_layer_scale,
             **(ssm_cfg or {}),
         }
+        mixers = [Mamba(embed_dim, **options) for _ in rates]
         self.layers = nn.ModuleList(
-            Block(
-                Mamba(embed_dim, **mixer), norm(embed_dim, eps=norm_epsilon), rate, residual_in_fp32
-            )
-            for rate in rates
+            Block(mixer, norm(embed_dim, eps=norm_epsilon), rate, residual_in_fp32)
+            for mixer, rate in zip(mixers, rates, strict=True)
         )
         self.drop_path = DropPath(drop_path_rate)
-        self.norm_f = norm(embed_dim, eps=norm_epsilon)
+        self.norm_f: nn.Module = norm(embed_dim, eps=norm_epsilon)
         self.head = make_head(embed_dim, num_classes)
         self.feature_info = [
             {"module": f"layers.{i}", "num_chs": embed_dim, "reduction": stride}
             for i in range(depth)
         ]
-        self._init_weights(depth)
-
-    def _init_weights(self, depth: int) -> None:
-        lecun_normal_(self.patch_embed.proj.weight)
-        nn.init.zeros_(self.patch_embed.proj.bias)
-        for layer in self.layers:
-            mixer = layer.mixer
-            if mixer.bimamba_type == "v2":
+        for mixer in mixers:
+            if bimamba_type == "v2":
                 nn.init.zeros_(mixer.dt_proj_b.bias)
             # One addition a layer: the residual stream's variance shall not grow with depth.
-            nn.init.kaiming_uniform_(mixer.out_proj.weight, a=math.sqrt(5))
             with torch.no_grad():
                 mixer.out_proj.weight /= math.sqrt(depth)
 
@@ -270,6 +266,8 @@ class PatchEmbed(nn.Module):
         self.patch_size = patch_size
         self.stride = stride
         self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, stride=stride)
+        lecun_normal_(self.proj.weight)
+        self.proj.bias.data.zero_()  # type: ignore[union-attr]
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Patches in the height and in the width of an image."""
@@ -278,7 +276,8 @@ class PatchEmbed(nn.Module):
                 f"images are at least one patch ({self.patch_size} pixels) high and wide, "
                 f"not {height}x{width}"
             )
-        return tuple((side - self.patch_size) // self.stride + 1 for side in (height, width))
+        rows, columns = ((side - self.patch_size) // self.stride for side in (height, width))
+        return rows + 1, columns + 1
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Images [B, in_chans, H, W] to tokens [B, M, C] and their grid."""
@@ -318,7 +317,7 @@ def _embedding(tokens: int, dim: int) -> nn.Parameter:
 
 # The published variants. Accuracy is top-1 on ImageNet-1k at 224 pixels.
 
-_PLACES = {"head": "head", "first_conv": "patch_embed.proj", "out_indices": 3}
+_PLACES: dict[str, Any] = {"head": "head", "first_conv": "patch_embed.proj", "out_indices": 3}
 
 
 def _vim(kwargs: dict[str, Any], **variant: Any) -> Vim:

@@ -169,7 +169,7 @@ def parse_forward_type(forward_type: str) -> tuple[type[SS2D], dict[str, Any]]:
 def stem_v2(in_chans: int, dim: int, patch_size: int, norm: type[nn.Module]) -> nn.Sequential:
     """Two overlapping convolutions: [B, in_chans, H, W] to [B, H / p, W / p, dim]."""
     stride = patch_size // 2
-    window = {"kernel_size": stride + 1, "stride": stride, "padding": 1}
+    window: dict[str, Any] = {"kernel_size": stride + 1, "stride": stride, "padding": 1}
     return nn.Sequential(
         nn.Conv2d(in_chans, dim // 2, **window),
         Permute(0, 2, 3, 1),
