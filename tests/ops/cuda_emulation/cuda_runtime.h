@@ -98,28 +98,32 @@ inline void enter(int i) {
   setcontext(&f.context);
 }
 
-inline int next_fiber() {
+// The next thread that has not come to its end, of the block or, first, of the warp.
+inline int next_fiber(bool of_warp) {
   Device& d = device;
   static const bool reverse = [] {
     const char* order = getenv("ZOO_EMULATION_ORDER");
     return order && !strcmp(order, "reverse");
   }();
+  const int first = of_warp ? d.current / kWarp * kWarp : 0;
+  const int end = of_warp ? std::min(first + kWarp, d.n_threads) : d.n_threads;
   int i = d.current;
   do {
-    i = reverse ? (i == 0 ? d.n_threads - 1 : i - 1) : (i + 1 == d.n_threads ? 0 : i + 1);
+    i = reverse ? (i == first ? end - 1 : i - 1) : (i + 1 == end ? first : i + 1);
   } while (d.fibers[i].finished);
   return i;
 }
 
-__attribute__((noinline)) inline void yield() {
+__attribute__((noinline)) inline void yield(bool to_warp) {
   Device& d = device;
   if (++d.idle > 2 * d.n_threads) fail("a barrier or shuffle that not every thread reaches");
-  const int next = next_fiber();
+  const int next = next_fiber(to_warp);
   if (next == d.current) return;
   if (_setjmp(d.fibers[d.current].state) == 0) enter(next);
 }
 
-inline void wait(Barrier& b) {
+// A warp goes on until all of it waits for the others, so that warps get as far apart as barriers allow.
+inline void wait(Barrier& b, bool of_warp) {
   device.idle = 0;
   const unsigned generation = b.generation;
   if (++b.arrived == b.expected) {
@@ -127,7 +131,7 @@ inline void wait(Barrier& b) {
     ++b.generation;
     return;
   }
-  while (b.generation == generation) yield();
+  while (b.generation == generation) yield(of_warp);
 }
 
 inline void run_thread() {
@@ -136,7 +140,7 @@ inline void run_thread() {
   d.fibers[d.current].finished = true;
   d.idle = 0;
   if (--d.live == 0) _longjmp(d.host, 1);
-  enter(next_fiber());
+  enter(next_fiber(false));
 }
 
 inline void run_block(int n_threads, size_t shared_bytes) {
@@ -163,7 +167,7 @@ inline void run_block(int n_threads, size_t shared_bytes) {
   }
   d.idle = 0;
   d.current = 0;
-  if (_setjmp(d.host) == 0) enter(next_fiber());
+  if (_setjmp(d.host) == 0) enter(next_fiber(false));
   for (size_t i = 0; i < zoo::cuda::kSharedMargin; ++i)
     if (margin[i] != 0x5a) fail("a write behind the end of shared memory");
 }
@@ -176,14 +180,14 @@ T exchange(unsigned mask, T value, int source) {
   Warp& w = device.warps[device.current / kWarp];
   const int parity = f.parity ^= 1;
   memcpy(w.slot[parity][device.current % kWarp], &value, sizeof(T));
-  wait(w.barrier);
+  wait(w.barrier, true);
   memcpy(&value, w.slot[parity][source], sizeof(T));
   return value;
 }
 
 }  // namespace emulation
 
-inline void __syncthreads() { emulation::wait(emulation::device.block_barrier); }
+inline void __syncthreads() { emulation::wait(emulation::device.block_barrier, false); }
 inline int __syncthreads_count(int predicate) {
   // Everybody has counted the last call's when a thread comes to the second barrier of this one.
   static int counted, turn;
