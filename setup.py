@@ -10,12 +10,34 @@ Environment:
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
 from pathlib import Path
 
 import torch
 from setuptools import setup
-from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
+
+
+def name_cuda_home() -> None:
+    """Set CUDA_HOME to where nvcc says it is: the one on the PATH may be a link or a script."""
+    nvcc = shutil.which("nvcc")
+    if nvcc is None or os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH"):
+        return
+    plan = subprocess.run([nvcc, "--dryrun", "-E", "-x", "cu", os.devnull],
+                          capture_output=True, text=True).stderr  # fmt: skip
+    if found := re.search(r"^#\$ _HERE_=(.+)$", plan, re.MULTILINE):
+        os.environ["CUDA_HOME"] = str(Path(found[1]).parent)
+
+
+name_cuda_home()  # before the next import, which guesses
+
+from torch.utils.cpp_extension import (  # noqa: E402
+    CUDA_HOME,
+    BuildExtension,
+    CppExtension,
+    CUDAExtension,
+)
 
 ROOT = Path(__file__).resolve().parent
 # Where there is no GPU: all from Ampere on, the newer ones through the driver's compiler.

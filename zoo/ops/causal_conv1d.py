@@ -174,6 +174,7 @@ def causal_conv1d_update_reference(
         kept = min(length, size)
         conv_state.scatter_(2, columns[:, :, -kept:], new[:, :, length - kept :])
     out = causal_conv1d_reference(new, weight, bias, initial_states=before, activation=activation)
+    assert isinstance(out, Tensor)
     return out if x.dim() == 3 else out[..., 0]
 
 
@@ -304,7 +305,7 @@ def _reference_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     given = [x, weight, bias, initial_states]
     with torch.enable_grad():
-        leaves = [None if t is None else t.detach().requires_grad_() for t in given]
+        leaves: list[Any] = [None if t is None else t.detach().requires_grad_() for t in given]
         out = causal_conv1d_reference(
             leaves[0], leaves[1], leaves[2], seq_idx, leaves[3], activation=_activation(silu)
         )

@@ -82,8 +82,9 @@ def selective_scan(
         )  # fmt: skip
     compute = _state_dtype(u, A)
     B, C = _variable_as_4d(B, C)
-    A, D, delta_bias, initial_state = (
-        None if t is None else t.to(compute).contiguous() for t in (A, D, delta_bias, initial_state)
+    A = A.to(compute).contiguous()
+    D, delta_bias, initial_state = (
+        None if t is None else t.to(compute).contiguous() for t in (D, delta_bias, initial_state)
     )
     B, C = (M.to(compute).contiguous() if M.dim() == 2 else M for M in (B, C))
     tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
@@ -125,7 +126,7 @@ def selective_scan_reference(
         if delta_softplus:
             delta = F.softplus(delta)
         A = A.to(state_dtype)
-        B, C = (_steps(M, A, length) for M in (B, C))  # L times [B or 1, D, N]
+        Bs, Cs = (_steps(M, A, length) for M in (B, C))  # L times [B or 1, D, N]
         du = delta * u  # [B, D, L]
         h = A.new_zeros(u.shape[0], *A.shape)  # [B, D, N]
         if initial_state is not None:
@@ -134,8 +135,8 @@ def selective_scan_reference(
         for t in reversed(range(length)) if reverse else range(length):
             if reset is not None:
                 h = h.masked_fill(reset[:, t, None, None], 0)
-            h = torch.exp(delta[:, :, t, None] * A) * h + du[:, :, t, None] * B[t]
-            y = (h * C[t]).sum(-1)  # [B, D]
+            h = torch.exp(delta[:, :, t, None] * A) * h + du[:, :, t, None] * Bs[t]
+            y = (h * Cs[t]).sum(-1)  # [B, D]
             ys[t] = 2 * y.real if y.is_complex() else y
         y = torch.stack(ys, dim=2)  # [B, D, L]
         if D is not None:
@@ -269,8 +270,7 @@ def _chunk(u: Tensor, A: Tensor) -> int:
     """
     if u.device.type == "cuda":
         return 64  # kScanChunk
-    state = A.shape[1]
-    return 64 if state <= 32 else 128 if state <= 64 else 256
+    return 128 if A.shape[1] <= 64 else 256
 
 
 def _reference(
@@ -314,8 +314,8 @@ def _reference_backward(
     given = (u, delta, A, B, C, D, z, delta_bias, initial_state)
     grads = _gradients(*given)
     with torch.enable_grad():
-        leaves = [None if t is None else t.detach().requires_grad_() for t in given]
-        out, last_state, _ = _reference(*leaves, reset, *settings)
+        leaves: list[Any] = [None if t is None else t.detach().requires_grad_() for t in given]
+        out, last_state, _ = _reference(*leaves, reset, *settings)  # type: ignore[call-arg, arg-type]
         pairs = [(out, dout), (last_state, dlast_state)]
         outputs, doutputs = zip(*((o, d) for o, d in pairs if d is not None), strict=True)
         wanted = [t for t in leaves if t is not None]
