@@ -1,5 +1,8 @@
 // The causal convolution on the CPU where the steps of a channel are neighbours in memory: vectors go
 // along the steps of one channel.
+//
+// A row falls into runs: successive steps of one packed sequence, or all of it. Behind the first
+// kWidth - 1 steps of a run all taps are inside, and nothing needs to be asked.
 #pragma once
 
 #include "causal_conv1d/causal_conv1d.h"
@@ -28,23 +31,20 @@ class Rows {
 
  public:
   Rows(Arena& arena, const ConvProblem& p) : p_(p) {
-    x_ = arena.take<S>(kBefore + p.length + W);
-    g_ = arena.take<S>(p.length + kBefore + W);
-    for (S*& mask : masks_) mask = p.seq_idx ? arena.take<S>(p.length + kBefore + W) : nullptr;
+    runs_ = arena.take<int64_t>(p.seq_idx ? p.length + 1 : 2);
+    g_ = arena.take<S>(p.length + W);
   }
 
   void forward(const ConvForward& call, int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
       const int64_t b = i / p_.dim, d = i % p_.dim;
-      if (i == begin || d == 0) load_masks(b);
-      load_x(b, d);
+      if (i == begin || d == 0) find_runs(b);
+      load_row(b, d);
       T* const out = row_of<T>(call.out, b, d);
-      for_steps([&](int64_t t, int n) {
-        V y = convolve(d, t);
-        if (p_.silu) y = silu(y);
-        if (p_.seq_idx) y = y * load(masks_[kBefore] + t);
-        n == W ? store(out + t, y) : store(out + t, y, n);
-      });
+      for (int64_t r = 0; r < run_count_; r++) {
+        p_.silu ? forward_run<true>(out, runs_[r], runs_[r + 1])
+                : forward_run<false>(out, runs_[r], runs_[r + 1]);
+      }
     }
   }
 
@@ -55,119 +55,186 @@ class Rows {
     memset(dweight + begin * kWidth, 0, (end - begin) * kWidth * sizeof(S));
     if (dbias) memset(dbias + begin, 0, (end - begin) * sizeof(S));
     for (int64_t b = 0; b < p_.batch; b++) {
-      load_masks(b);
+      find_runs(b);
       for (int64_t d = begin; d < end; d++) {
-        load_x(b, d);
-        load_gradient(row_of<const T>(call.dout, b, d), d);
-        V sums[kWidth], bias_sum = V::set(0);
-        for (V& s : sums) s = V::set(0);
-        for_steps([&](int64_t t, int) {  // behind the last step the gradient is 0
-          const V g = load(g_ + t);
-          bias_sum += g;
-          for (int k = 0; k < kWidth; k++) sums[k] = fma(masked(g, k, t), load(x_ + t + k), sums[k]);
-        });
-        for (int k = 0; k < kWidth; k++) dweight[d * kWidth + k] += sum(sums[k]);
-        if (dbias) dbias[d] += sum(bias_sum);
-
+        load_row(b, d);
+        Sums sums;
+        const T* const dout = row_of<const T>(call.dout, b, d);
         T* const dx = row_of<T>(call.dx, b, d);
-        for_steps([&](int64_t t, int n) {
-          const V v = transposed(d, t);
-          n == W ? store(dx + t, v) : store(dx + t, v, n);
-        });
+        for (int64_t r = 0; r < run_count_; r++) {
+          p_.silu ? gradient_of_run<true>(dout, runs_[r], runs_[r + 1], sums)
+                  : gradient_of_run<false>(dout, runs_[r], runs_[r + 1], sums);
+        }
+        for (int64_t r = 0; r < run_count_; r++) input_gradient_of_run(dx, runs_[r], runs_[r + 1]);
+        for (int k = 0; k < kWidth; k++) dweight[d * kWidth + k] += sum(sums.weight[k]);
+        if (dbias) dbias[d] += sum(sums.bias);
         if (call.dinitial_states.data) initial_gradient(call.dinitial_states, b, d);
       }
     }
   }
 
  private:
-  template <class F>
-  void for_steps(const F& f) const {
-    int64_t t = 0;
-    for (; t + W <= p_.length; t += W) f(t, W);
-    if (t < p_.length) f(t, static_cast<int>(p_.length - t));
-  }
+  struct Sums {
+    V weight[kWidth], bias = V::set(0);
 
-  S weight(int64_t d, int k) const { return static_cast<const S*>(p_.weight)[d * kWidth + k]; }
-
-  // x_[kBefore + t] is step t; before it the initial states, behind the end zeros.
-  void load_x(int64_t b, int64_t d) {
-    const ConvSignal& before = p_.initial_states;
-    if (before.data) {
-      load_line(x_, row_of<const T>(before, b, d), before.step, kBefore);
-    } else {
-      memset(x_, 0, kBefore * sizeof(S));
+    Sums() {
+      for (V& w : weight) w = V::set(0);
     }
-    load_line(x_ + kBefore, row_of<const T>(p_.x, b, d), 1, p_.length);
+  };
+
+  static ZOO_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+  // Borders of the runs of a batch entry.
+  void find_runs(int64_t b) {
+    ids_ = p_.seq_idx ? p_.seq_idx + b * p_.length : nullptr;
+    run_count_ = 1;
+    runs_[0] = 0;
+    for (int64_t t = 1; ids_ && t < p_.length; t++)
+      if (ids_[t] != ids_[t - 1]) runs_[run_count_++] = t;
+    runs_[run_count_] = p_.length;
   }
 
-  static void load_line(S* to, const T* from, int64_t stride, int64_t count) {
-    for (int64_t t = 0; t < count; t += stride == 1 ? W : 1) {
-      const int64_t left = count - t;
-      const int n = stride != 1 ? 1 : left < W ? static_cast<int>(left) : W;
-      const V v = n == W ? load(from + t) : load(from + t * stride, n);
-      n == W || t + W >= count ? store(to + t, v) : store(to + t, v, n);
-    }
-  }
-
-  // masks_[k][t]: 1 if step t may use its tap k; the last one: 1 unless step t is padding.
-  void load_masks(int64_t b) {
-    if (!p_.seq_idx) return;
-    const int32_t* const id = p_.seq_idx + b * p_.length;
-    for (int k = 0; k < kWidth; k++) {
-      for (int64_t t = 0; t < p_.length; t++) {
-        const int64_t from = t - kBefore + k;
-        masks_[k][t] = from >= 0 && id[t] >= 0 && id[from] == id[t] ? 1 : 0;
-      }
-      memset(masks_[k] + p_.length, 0, (kBefore + W) * sizeof(S));
-    }
-  }
-
-  ZOO_INLINE V masked(V v, int k, int64_t t) const {
-    return p_.seq_idx ? v * load(masks_[k] + t) : v;
-  }
-
-  // Steps t to t + W before the activation.
-  ZOO_INLINE V convolve(int64_t d, int64_t t) const {
-    V y = p_.bias ? V::set(static_cast<const S*>(p_.bias)[d]) : V::set(0);
+  void load_row(int64_t b, int64_t d) {
+    x_ = row_of<const T>(p_.x, b, d);
+    initial_ = p_.initial_states.data ? row_of<const T>(p_.initial_states, b, d) : nullptr;
     for (int k = 0; k < kWidth; k++)
-      y = fma(masked(V::set(weight(d, k)), k, t), load(x_ + t + k), y);
-    return y;
+      weight_[k] = V::set(static_cast<const S*>(p_.weight)[d * kWidth + k]);
+    bias_ = V::set(p_.bias ? static_cast<const S*>(p_.bias)[d] : S(0));
   }
 
-  // g_[t]: gradient of step t before the activation; zeros behind the end.
-  void load_gradient(const T* dout, int64_t d) {
-    for_steps([&](int64_t t, int n) {
-      V g = n == W ? load(dout + t) : load(dout + t, n);
-      if (p_.silu) g = g * silu_slope(convolve(d, t));
-      if (p_.seq_idx) g = g * load(masks_[kBefore] + t);
-      n == W ? store(g_ + t, g) : store(g_ + t, g, n);
+  // f(t, n): n steps from t on, in whole vectors as far as they go.
+  template <class F>
+  static ZOO_INLINE void for_steps(int64_t begin, int64_t end, const F& f) {
+    int64_t t = begin;
+    for (; t + W <= end; t += W) f(t, W);
+    if (t < end) f(t, static_cast<int>(end - t));
+  }
+
+  // The element at p in all elements of a vector, and the reverse.
+  template <class P>
+  static ZOO_INLINE V broadcast(const P* p) {
+    S first[W];
+    store(first, load(p, 1));
+    return V::set(first[0]);
+  }
+
+  static ZOO_INLINE V first_only(V v) {
+    S all[W];
+    store(all, v);
+    return load(all, 1);
+  }
+
+  bool connected(int64_t t, int64_t from) const {
+    return !ids_ || (from >= 0 && ids_[t] >= 0 && ids_[from] == ids_[t]);
+  }
+
+  // What tap k of step t reads, in all elements.
+  V tap(int64_t t, int k) const {
+    const int64_t from = t - kBefore + k;
+    if (!connected(t, from)) return V::set(0);
+    if (from >= 0) return broadcast(x_ + from);
+    return initial_ ? broadcast(initial_ + (from + kBefore) * p_.initial_states.step) : V::set(0);
+  }
+
+  template <bool kSilu>
+  void forward_run(T* out, int64_t begin, int64_t end) const {
+    if (ids_ && ids_[begin] < 0) {
+      for_steps(begin, end, [&](int64_t t, int n) { store(out + t, V::set(0), n); });
+      return;
+    }
+    const int64_t inner = smaller(begin + kBefore, end);
+    for (int64_t t = begin; t < inner; t++) {
+      V y = bias_;
+      for (int k = 0; k < kWidth; k++) y = fma(weight_[k], tap(t, k), y);
+      store(out + t, kSilu ? silu(y) : y, 1);
+    }
+    V weight[kWidth];  // in registers: `out` might change the members
+    for (int k = 0; k < kWidth; k++) weight[k] = weight_[k];
+    const V bias = bias_;
+    const T* const x = x_ - kBefore;
+    for_steps(inner, end, [&](int64_t t, int n) {
+      V y = bias;
+      for (int k = 0; k < kWidth; k++)
+        y = fma(weight[k], n == W ? load(x + t + k) : load(x + t + k, n), y);
+      if (kSilu) y = silu(y);
+      n == W ? store(out + t, y) : store(out + t, y, n);
     });
-    memset(g_ + p_.length, 0, (kBefore + W) * sizeof(S));
   }
 
-  // Gradient of steps t to t + W of x.
-  ZOO_INLINE V transposed(int64_t d, int64_t t) const {
+  // g_[t]: gradient of step t before the activation; what the weights and the bias get from it.
+  template <bool kSilu>
+  void gradient_of_run(const T* dout, int64_t begin, int64_t end, Sums& all) {
+    S* const to = g_;
+    if (ids_ && ids_[begin] < 0) {
+      memset(to + begin, 0, (end - begin) * sizeof(S));
+      return;
+    }
+    V weight[kWidth];
+    for (int k = 0; k < kWidth; k++) weight[k] = weight_[k];
+    const V bias = bias_;
+    Sums sums = all;
+    const auto step = [&](V g, const V(&taps)[kWidth]) {
+      if (kSilu) {
+        V y = bias;
+        for (int k = 0; k < kWidth; k++) y = fma(weight[k], taps[k], y);
+        g = g * silu_slope(y);
+      }
+      for (int k = 0; k < kWidth; k++) sums.weight[k] = fma(g, taps[k], sums.weight[k]);
+      sums.bias += g;
+      return g;
+    };
+    const int64_t inner = smaller(begin + kBefore, end);
+    for (int64_t t = begin; t < inner; t++) {
+      V taps[kWidth];
+      for (int k = 0; k < kWidth; k++) taps[k] = first_only(tap(t, k));
+      store(to + t, step(load(dout + t, 1), taps), 1);
+    }
+    const T* const x = x_ - kBefore;
+    for_steps(inner, end, [&](int64_t t, int n) {
+      V taps[kWidth];  // 0 behind the end, as is the gradient
+      for (int k = 0; k < kWidth; k++) taps[k] = n == W ? load(x + t + k) : load(x + t + k, n);
+      const V g = step(n == W ? load(dout + t) : load(dout + t, n), taps);
+      n == W ? store(to + t, g) : store(to + t, g, n);
+    });
+    all = sums;
+  }
+
+  void input_gradient_of_run(T* dx, int64_t begin, int64_t end) const {
+    const int64_t inner = end - kBefore > begin ? end - kBefore : begin;
+    V weight[kWidth];
+    for (int k = 0; k < kWidth; k++) weight[k] = weight_[k];
+    const S* const g = g_ + kBefore;
+    for_steps(begin, inner, [&](int64_t t, int n) {
+      V v = V::set(0);
+      for (int k = 0; k < kWidth; k++)
+        v = fma(weight[k], n == W ? load(g + t - k) : load(g + t - k, n), v);
+      n == W ? store(dx + t, v) : store(dx + t, v, n);
+    });
+    for (int64_t t = inner; t < end; t++) store(dx + t, input_gradient(t), 1);
+  }
+
+  // Of the input of step `from`, negative: an initial state.
+  V input_gradient(int64_t from) const {
     V v = V::set(0);
     for (int k = 0; k < kWidth; k++) {
-      const int64_t at = t + kBefore - k;
-      v = fma(masked(V::set(weight(d, k)), k, at), load(g_ + at), v);
+      const int64_t t = from + kBefore - k;
+      if (t >= 0 && t < p_.length && connected(t, from)) v = fma(weight_[k], broadcast(g_ + t), v);
     }
     return v;
   }
 
   void initial_gradient(const ConvSignal& to, int64_t b, int64_t d) const {
     T* const row = row_of<T>(to, b, d);
-    for (int j = 0; j < kBefore; j++) {
-      S v = 0;
-      for (int k = 0; k <= j; k++) {
-        if (j - k < p_.length) v += weight(d, k) * g_[j - k];
-      }
-      store(row + j * to.step, V::set(v), 1);
-    }
+    for (int j = 0; j < kBefore; j++) store(row + j * to.step, input_gradient(j - kBefore), 1);
   }
 
   const ConvProblem& p_;
-  S *x_, *g_, *masks_[kWidth];
+  int64_t* runs_;
+  S* g_;
+  int64_t run_count_ = 0;
+  const int32_t* ids_ = nullptr;
+  const T *x_ = nullptr, *initial_ = nullptr;
+  V weight_[kWidth], bias_;
 };
 
 }  // namespace zoo::ZOO_CPU::conv

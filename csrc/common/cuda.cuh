@@ -141,9 +141,12 @@ template <int kSteps, class T>
 __device__ __forceinline__ void load_steps(Accumulator<T> (&out)[kSteps], const T* p, int64_t stride,
                                            int64_t valid, int bytes) {
   if (valid >= kSteps) {
-    if (bytes == 16) return load_aligned<16>(out, p);
-    if constexpr (sizeof(T) < 8) {
-      if (bytes == 8) return load_aligned<8>(out, p);
+    constexpr int kAll = kSteps * static_cast<int>(sizeof(T));
+    if constexpr (kAll % 16 == 0) {
+      if (bytes == 16) return load_aligned<16>(out, p);
+    }
+    if constexpr (kAll % 8 == 0 && sizeof(T) < 8) {
+      if (bytes >= 8) return load_aligned<8>(out, p);
     }
   }
 #pragma unroll
@@ -154,9 +157,12 @@ template <int kSteps, class T>
 __device__ __forceinline__ void store_steps(const Accumulator<T> (&in)[kSteps], T* p, int64_t stride,
                                             int64_t valid, int bytes) {
   if (valid >= kSteps) {
-    if (bytes == 16) return store_aligned<16>(in, p);
-    if constexpr (sizeof(T) < 8) {
-      if (bytes == 8) return store_aligned<8>(in, p);
+    constexpr int kAll = kSteps * static_cast<int>(sizeof(T));
+    if constexpr (kAll % 16 == 0) {
+      if (bytes == 16) return store_aligned<16>(in, p);
+    }
+    if constexpr (kAll % 8 == 0 && sizeof(T) < 8) {
+      if (bytes >= 8) return store_aligned<8>(in, p);
     }
   }
 #pragma unroll

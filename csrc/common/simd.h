@@ -14,6 +14,7 @@
 //   exp2, exp                  2 units in the last place, 0 below and infinity above the range
 //   softplus, sigmoid, silu    log(1 + e^x), 1 / (1 + e^-x), x sigmoid(x)
 //   sum(v)                     over the elements
+//   reversed(v)                the elements in the opposite order
 //   transpose(rows)            a square of kSize vectors, in place
 //   reduce4(a, b, c, d)        element i holds a partial sum of the (i mod 4)-th argument: adding up
 //                              the elements with equal i mod 4 completes it, as add_fold4(p, v) does,
@@ -160,6 +161,7 @@ ZOO_INLINE VecD softplus(VecD x) { return {(x.v > 0 ? x.v : 0.0) + ::log1p(::exp
 ZOO_INLINE VecD sigmoid(VecD x) { return {1.0 / (1.0 + ::exp(-x.v))}; }
 ZOO_INLINE VecD silu(VecD x) { return x * sigmoid(x); }
 ZOO_INLINE double sum(VecD x) { return x.v; }
+ZOO_INLINE VecD reversed(VecD x) { return x; }
 ZOO_INLINE void transpose(VecD (&)[1]) {}
 
 }  // namespace zoo::ZOO_CPU

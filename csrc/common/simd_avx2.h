@@ -91,6 +91,10 @@ ZOO_INLINE void store(Half* p, Vec a, int n) {
   memcpy(p, all, n * sizeof(Half));
 }
 
+ZOO_INLINE Vec reversed(Vec a) {
+  return {_mm256_permutevar8x32_ps(a.v, _mm256_setr_epi32(7, 6, 5, 4, 3, 2, 1, 0))};
+}
+
 ZOO_INLINE Vec reduce4(Vec a, Vec b, Vec c, Vec d) {
   const __m256 ab = _mm256_unpacklo_ps(a.v, b.v) + _mm256_unpackhi_ps(a.v, b.v);  // a b a b
   const __m256 cd = _mm256_unpacklo_ps(c.v, d.v) + _mm256_unpackhi_ps(c.v, d.v);

@@ -71,6 +71,11 @@ ZOO_INLINE void store(Half* p, Vec a, int n) {
   _mm256_mask_storeu_epi16(p, first(n), narrow(a, Half{}));
 }
 
+ZOO_INLINE Vec reversed(Vec a) {
+  const __m512i order = _mm512_setr_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  return {_mm512_permutexvar_ps(order, a.v)};
+}
+
 ZOO_INLINE Vec reduce4(Vec a, Vec b, Vec c, Vec d) {
   const __m512 ab = _mm512_unpacklo_ps(a.v, b.v) + _mm512_unpackhi_ps(a.v, b.v);  // a b a b
   const __m512 cd = _mm512_unpacklo_ps(c.v, d.v) + _mm512_unpackhi_ps(c.v, d.v);

@@ -111,6 +111,8 @@ ZOO_INLINE void store(T* p, Vec a, int n) {
   for (int i = 0; i < n; i++) narrow(a.v[i], p[i]);
 }
 
+ZOO_INLINE Vec reversed(Vec a) { return {Floats{a.v[3], a.v[2], a.v[1], a.v[0]}}; }
+
 ZOO_INLINE void transpose(Vec (&rows)[4]) {
   for (int i = 0; i < 4; i++) {
     for (int j = 0; j < i; j++) {

@@ -11,7 +11,7 @@
 // that the forward pass has left, a few at a time, and kept with their decays for the way back.
 #pragma once
 
-#include "selective_scan/cpu_common.h"
+#include "selective_scan/cpu_links.h"
 
 namespace zoo::ZOO_CPU::scan {
 
@@ -140,7 +140,8 @@ class Backward {
  public:
   Backward(const ScanBackward& call, int64_t threads)
       : call_(call), p_(call.problem), chunk_(call.borders.chunk),
-        grid_(grid_of(p_, W, chunk_, threads)) {
+        stretch_(stretch_of(p_, chunk_)), grid_(grid_of(p_, W, chunk_, threads)),
+        links_(p_, grid_, call.dout) {
     // Each run has dB and dC of its own, to be added up in a fixed order: as few as make equal shares.
     const int64_t each = grid_.batch * grid_.groups * grid_.parts;
     int64_t runs = 1;
@@ -153,6 +154,8 @@ class Backward {
     lay_out(arena);
     if (!arena.allocate()) return ScanStatus::kNoMemory;
     lay_out(arena);
+    const ScanStatus linked = links_.run(threads);
+    if (linked != ScanStatus::kDone) return linked;
     Failure failure;
     threads(grid_.tasks(), [&](int64_t begin, int64_t end) { failure.add(run(begin, end)); });
     if (failure.status() != ScanStatus::kDone) return failure.status();
@@ -179,14 +182,14 @@ class Backward {
     S *B, *C;                                                            // [state][step]
     S *dB, *dC;                                                          // [run of states][step][lane]
     Inputs<V> in;
-    S *dout, *z, *dy, *y, *gB, *gA;  // [step][lane]
+    S *dy, *z, *y, *gB, *gA;  // [step][lane]; z becomes dz
     S *h, *a;                        // [step][state][lane]
 
     Buffers(Arena& arena, const Backward& f) {
       const bool b = f.p_.B.constant, c = f.p_.C.constant, gated = f.p_.z.data;
       const int64_t N = f.p_.state, blocks = smaller(kMostBlocks, f.grid_.run_blocks);
       const int64_t states = blocks * N * W, tile = f.chunk_ * W;
-      const int64_t collected = (N / kStates + N % kStates) * tile;
+      const int64_t collected = (N / kStates + N % kStates) * f.stretch_ * W;
       A = arena.take<S>(states);
       g = arena.take<S>(states);
       dA = arena.take<S>(states);
@@ -196,18 +199,17 @@ class Backward {
       constant_dC = arena.take<S>(c ? states : 0);
       dD = arena.take<S>(blocks * W);
       dbias = arena.take<S>(blocks * W);
-      B = arena.take<S>(b ? 0 : N * f.chunk_);
-      C = arena.take<S>(c ? 0 : N * f.chunk_);
+      B = arena.take<S>(b ? 0 : N * f.stretch_);
+      C = arena.take<S>(c ? 0 : N * f.stretch_);
       dB = arena.take<S>(b ? 0 : collected);
       dC = arena.take<S>(c ? 0 : collected);
       in.raw = arena.take<S>(tile);
       in.delta = f.p_.softplus ? arena.take<S>(tile) : in.raw;
       in.u = arena.take<S>(tile);
       in.du = arena.take<S>(tile);
-      dout = arena.take<S>(tile);
+      dy = arena.take<S>(tile);
       z = arena.take<S>(gated ? tile : 0);
       y = arena.take<S>(gated ? tile : 0);
-      dy = gated ? arena.take<S>(tile) : dout;
       gB = arena.take<S>(tile);
       gA = arena.take<S>(tile);
       h = arena.take<S>(tile * kStates + kStates * W);
@@ -216,6 +218,7 @@ class Backward {
   };
 
   void lay_out(Arena& arena) {
+    links_.lay_out(arena);
     const int64_t projection = grid_.batch * grid_.groups * grid_.runs * p_.length * p_.state;
     runs_dB_ = arena.take<S>(p_.B.constant ? 0 : projection);
     runs_dC_ = arena.take<S>(p_.C.constant ? 0 : projection);
@@ -263,6 +266,7 @@ class Backward {
       if (p_.B.constant) load_parameters<V>(to.constant_B + at, p_.B.data, b, N);
       if (p_.C.constant) load_parameters<V>(to.constant_C + at, p_.C.data, b, N);
       load_parameters<V>(to.g + at, of_batch<const S>(p_, call_.dlast_state, t.batch), b, N);
+      links_.pass(to.g + at, t.batch, t.group, t.first_block + k, t.part);
     }
     const size_t states = t.blocks * N * W * sizeof(S);
     memset(to.dA, 0, states);
@@ -272,17 +276,20 @@ class Backward {
     memset(to.dbias, 0, t.blocks * W * sizeof(S));
 
     V bad = V::set(0);
-    const int64_t last = (t.end - 1) / chunk_ * chunk_;
-    for (int64_t begin = last; begin >= t.begin; begin -= chunk_) {
-      const int steps = static_cast<int>(smaller(chunk_, t.end - begin));
-      load_projection<V, T>(to.B, chunk_, p_, p_.B, t, begin, steps);
-      load_projection<V, T>(to.C, chunk_, p_, p_.C, t, begin, steps);
-      const size_t collected = (N / kStates + N % kStates) * chunk_ * W * sizeof(S);
+    for (int64_t end = t.end; end > t.begin;) {
+      const int64_t begin = t.begin + (end - 1 - t.begin) / stretch_ * stretch_;
+      load_projection<V, T>(to.B, stretch_, p_, p_.B, t, begin, end);
+      load_projection<V, T>(to.C, stretch_, p_, p_.C, t, begin, end);
+      const size_t collected = (N / kStates + N % kStates) * stretch_ * W * sizeof(S);
       if (!p_.B.constant) memset(to.dB, 0, collected);
       if (!p_.C.constant) memset(to.dC, 0, collected);
-      for (int k = 0; k < t.blocks; k++) bad += run_chunk(to, k, t.batch, blocks[k], begin, steps);
-      if (!p_.B.constant) complete_all(run_of(runs_dB_, t) + begin * N, to.dB, steps);
-      if (!p_.C.constant) complete_all(run_of(runs_dC_, t) + begin * N, to.dC, steps);
+      for (int k = 0; k < t.blocks; k++) {
+        for (int64_t s = begin + (end - 1 - begin) / chunk_ * chunk_; s >= begin; s -= chunk_)
+          bad += run_chunk(to, k, t.batch, blocks[k], begin, s, smaller(chunk_, end - s));
+      }
+      if (!p_.B.constant) complete_all(run_of(runs_dB_, t) + begin * N, to.dB, end - begin);
+      if (!p_.C.constant) complete_all(run_of(runs_dC_, t) + begin * N, to.dC, end - begin);
+      end = begin;
     }
 
     for (int k = 0; k < t.blocks; k++) {
@@ -303,44 +310,37 @@ class Backward {
     return bad;
   }
 
-  V run_chunk(const Buffers& to, int k, int64_t batch, const Block& block, int64_t begin,
-              int steps) const {
+  // `stretch`: the first step of to.B, to.C, to.dB and to.dC.
+  V run_chunk(const Buffers& to, int k, int64_t batch, const Block& block, int64_t stretch,
+              int64_t begin, int steps) const {
     const V bad = load_inputs<V, T>(to.in, p_, batch, block, begin, steps);
     const V skip = load_vector<V>(p_.D, block);
     const int count = steps * W;
-    if (call_.dout.data) {
-      load_steps<V, T>(to.dout, p_, call_.dout, batch, block, begin, steps);
-    } else {
-      memset(to.dout, 0, count * sizeof(S));
-    }
+    load_dy<V, T>(to.dy, to.z, p_, call_.dout, batch, block, begin, steps);
     if (p_.z.data) {
-      load_steps<V, T>(to.z, p_, p_.z, batch, block, begin, steps);
-      for (int i = 0; i < count; i += W) {
-        store(to.dy + i, load(to.dout + i) * silu(load(to.z + i)));
-        store(to.y + i, skip * load(to.in.u + i));
-      }
+      for (int i = 0; i < count; i += W) store(to.y + i, skip * load(to.in.u + i));
     }
     memset(to.gB, 0, count * sizeof(S));
     memset(to.gA, 0, count * sizeof(S));
     int64_t n = 0;
     for (; n + kStates <= p_.state; n += kStates)
-      run_states<kStates>(to, k, batch, block, begin, steps, n, n / kStates);
+      run_states<kStates>(to, k, batch, block, stretch, begin, steps, n, n / kStates);
     for (; n < p_.state; n++)
-      run_states<1>(to, k, batch, block, begin, steps, n, p_.state / kStates + n % kStates);
+      run_states<1>(to, k, batch, block, stretch, begin, steps, n, p_.state / kStates + n % kStates);
     finish(to, k, batch, block, begin, steps, skip);
     return bad;
   }
 
   template <int NB>
-  void run_states(const Buffers& to, int k, int64_t batch, const Block& block, int64_t begin,
-                  int steps, int64_t n, int64_t run) const {
+  void run_states(const Buffers& to, int k, int64_t batch, const Block& block, int64_t stretch,
+                  int64_t begin, int steps, int64_t n, int64_t run) const {
     const bool b = p_.B.constant, c = p_.C.constant, output = p_.z.data != nullptr;
-    const int64_t at = (k * p_.state + n) * W;
+    const int64_t at = (k * p_.state + n) * W, tile = begin - stretch;
     Span<V> x;
     x.A = to.A + at;
-    x.B = b ? to.constant_B + at : to.B + n * chunk_;
-    x.C = c ? to.constant_C + at : to.C + n * chunk_;
-    x.pitch = chunk_;
+    x.B = b ? to.constant_B + at : to.B + n * stretch_ + tile;
+    x.C = c ? to.constant_C + at : to.C + n * stretch_ + tile;
+    x.pitch = stretch_;
     x.delta = to.in.delta;
     x.du = to.in.du;
     x.dy = to.dy;
@@ -351,8 +351,8 @@ class Backward {
     x.dA = to.dA + at;
     x.gB = to.gB;
     x.gA = to.gA;
-    x.dB = b ? to.constant_dB + at : to.dB + run * chunk_ * W;
-    x.dC = c ? to.constant_dC + at : to.dC + run * chunk_ * W;
+    x.dB = b ? to.constant_dB + at : to.dB + (run * stretch_ + tile) * W;
+    x.dC = c ? to.constant_dC + at : to.dC + (run * stretch_ + tile) * W;
     const S* const border = border_of<const S>(p_, call_.borders, batch, begin) + block.channel;
     for (int j = 0; j < NB; j++) store(x.h + j * W, load(border + (n + j) * p_.dim, block.lanes));
     const auto pick = [&]<bool kB, bool kC>() {
@@ -372,7 +372,7 @@ class Backward {
   // From the sums over the states to the gradients of u, delta, z, D and delta_bias.
   void finish(const Buffers& to, int k, int64_t batch, const Block& block, int64_t begin, int steps,
               V skip) const {
-    const V one = V::set(1), ln2 = V::set(static_cast<S>(1 / kLog2E));
+    const V ln2 = V::set(static_cast<S>(1 / kLog2E));
     V dD = load(to.dD + k * W), dbias = load(to.dbias + k * W);
     for (int i = 0; i < steps * W; i += W) {
       const V u = load(to.in.u + i), dy = load(to.dy + i), gB = load(to.gB + i);
@@ -382,26 +382,22 @@ class Backward {
       dbias += ddelta;
       store(to.gA + i, ddelta);
       store(to.gB + i, fma(load(to.in.delta + i), gB, skip * dy));  // du
-      if (p_.z.data) {
-        const V z = load(to.z + i), gate = sigmoid(z);
-        const V slope = gate * fma(z, one - gate, one);
-        store(to.y + i, load(to.dout + i) * load(to.y + i) * slope);  // dz
-      }
+      if (p_.z.data) store(to.z + i, load(to.z + i) * load(to.y + i));  // dz
     }
     store(to.dD + k * W, dD);
     store(to.dbias + k * W, dbias);
     store_steps<V, T>(to.gB, p_, call_.du, batch, block, begin, steps);
     store_steps<V, T>(to.gA, p_, call_.ddelta, batch, block, begin, steps);
-    if (p_.z.data) store_steps<V, T>(to.y, p_, call_.dz, batch, block, begin, steps);
+    if (p_.z.data) store_steps<V, T>(to.z, p_, call_.dz, batch, block, begin, steps);
   }
 
-  void complete_all(S* to, const S* collected, int steps) const {
+  void complete_all(S* to, const S* collected, int64_t steps) const {
     const int64_t N = p_.state;
     int64_t n = 0;
-    for (; n + kStates <= N; n += kStates, collected += chunk_ * W)
-      for (int s = 0; s < steps; s++) complete<V, kStates>(to + s * N + n, collected + s * W);
-    for (; n < N; n++, collected += chunk_ * W)
-      for (int s = 0; s < steps; s++) complete<V, 1>(to + s * N + n, collected + s * W);
+    for (; n + kStates <= N; n += kStates, collected += stretch_ * W)
+      for (int64_t s = 0; s < steps; s++) complete<V, kStates>(to + s * N + n, collected + s * W);
+    for (; n < N; n++, collected += stretch_ * W)
+      for (int64_t s = 0; s < steps; s++) complete<V, 1>(to + s * N + n, collected + s * W);
   }
 
   void add_up_projection(const ScanProjection& m, const S* all, int64_t entry, int64_t begin) const {
@@ -454,8 +450,9 @@ class Backward {
 
   const ScanBackward& call_;
   const ScanProblem& p_;
-  int64_t chunk_;
+  int64_t chunk_, stretch_;
   Grid grid_;
+  Links<V, T, true> links_;
   S *runs_dB_ = nullptr, *runs_dC_ = nullptr;  // [batch][group][run][step][state]
   S* parameters_ = nullptr;                    // [batch][part][row][channel]
 };

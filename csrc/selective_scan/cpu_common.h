@@ -132,33 +132,53 @@ S* border_of(const ScanProblem& p, const ScanBorders& borders, int64_t batch, in
   return static_cast<S*>(borders.data) + (batch * chunks + chunk) * p.state * p.dim;
 }
 
-// The steps begin ... begin+steps of B or C as out[n * pitch + s], from where single numbers are spread
-// over vectors. Nothing if it is constant.
+// For how many steps (a multiple of `unit`) a run of blocks holds B and C: the longer a block has its way
+// along its rows, the better the processor foresees what it will read; B and C must fit into a part
+// of the second-level cache.
+inline int64_t stretch_of(const ScanProblem& p, int64_t unit) {
+  constexpr int64_t kNumbers = 8192;
+  return divide_up(smaller(divide_up(kNumbers, p.state), p.length), unit) * unit;
+}
+
+// The steps begin ... end of B or C as out[n * pitch + s], from where single numbers are spread over
+// vectors. Nothing if it is constant.
 template <class V, class T>
 void load_projection(typename V::Scalar* out, int64_t pitch, const ScanProblem& p,
-                     const ScanProjection& m, const Task& task, int64_t begin, int steps) {
+                     const ScanProjection& m, const Task& task, int64_t begin, int64_t end) {
   constexpr int W = V::kSize;
   if (m.constant) return;
-  const auto rows = rows_of<const T>(p, m, task.batch, task.group);
-  if (rows.step == 1) {
+  const int64_t steps = end - begin;
+  const auto from = rows_of<const T>(p, m, task.batch, task.group);
+  const auto each = [&](int64_t count, const auto& f) {
+    for (int64_t i = 0; i < count; i += W) f(i, static_cast<int>(smaller(W, count - i)));
+  };
+  if (from.step == 1 || (from.step == -1 && steps % W == 0)) {
     for (int64_t n = 0; n < p.state; n++) {
-      for (int s = 0; s < steps; s += W) {
-        const int count = steps - s < W ? steps - s : W;
-        store(out + n * pitch + s, load(rows.at(n, begin + s), count), count);
-      }
+      each(steps, [&](int64_t s, int count) {
+        store(out + n * pitch + s,
+              from.step == 1 ? load(from.at(n, begin + s), count)
+                             : reversed(load(from.at(n, begin + s + W - 1))),
+              count);
+      });
     }
     return;
   }
-  typename V::Scalar wide[W];
-  T row[W];
-  for (int s = 0; s < steps; s++) {
-    for (int64_t n = 0; n < p.state; n += W) {
-      const int count = static_cast<int>(smaller(W, p.state - n));
-      for (int i = 0; i < count; i++) row[i] = *rows.at(n + i, begin + s);
-      store(wide, load(row, count));
-      for (int i = 0; i < count; i++) out[(n + i) * pitch + s] = wide[i];
-    }
-  }
+  V rows[W];
+  T gathered[W];
+  each(p.state, [&](int64_t n, int states) {
+    each(steps, [&](int64_t s, int count) {
+      for (int i = 0; i < W; i++) {
+        const T* row = from.at(n, begin + s + (i < count ? i : 0));
+        if (from.channel != 1) {
+          for (int j = 0; j < states; j++) gathered[j] = row[j * from.channel];
+          row = gathered;
+        }
+        rows[i] = load(row, states);
+      }
+      transpose(rows);
+      for (int j = 0; j < states; j++) store(out + (n + j) * pitch + s, rows[j], count);
+    });
+  });
 }
 
 // out[n][lane] = scale * from[channel + lane][n]; 0 in lanes without a channel and where there is
@@ -233,6 +253,28 @@ V load_inputs(const Inputs<V>& to, const ScanProblem& p, int64_t batch, const Bl
     store(to.du + i, d * load(to.u + i));
   }
   return bad;
+}
+
+// The gradient of what comes before the gate, dout silu(z). z becomes dout times the derivative of
+// silu, which times that output is dz.
+template <class V, class T>
+void load_dy(typename V::Scalar* dy, typename V::Scalar* z, const ScanProblem& p,
+             const ScanSequence& dout, int64_t batch, const Block& block, int64_t begin,
+             int steps) {
+  constexpr int W = V::kSize;
+  if (dout.data == nullptr) {
+    memset(dy, 0, steps * W * sizeof(typename V::Scalar));
+  } else {
+    load_steps<V, T>(dy, p, dout, batch, block, begin, steps);
+  }
+  if (p.z.data == nullptr) return;
+  load_steps<V, T>(z, p, p.z, batch, block, begin, steps);
+  const V one = V::set(1);
+  for (int i = 0; i < steps * W; i += W) {
+    const V x = load(z + i), gate = sigmoid(x), d = load(dy + i);
+    store(dy + i, d * x * gate);
+    store(z + i, d * gate * fma(x, one - gate, one));
+  }
 }
 
 // f(first, count, reset) for each stretch of the tile that no reset interrupts; `reset`: it begins

@@ -1,7 +1,7 @@
 // The forward pass of the selective scan on the CPU.
 #pragma once
 
-#include "selective_scan/cpu_common.h"
+#include "selective_scan/cpu_links.h"
 
 namespace zoo::ZOO_CPU::scan {
 
@@ -41,12 +41,19 @@ class Forward {
  public:
   Forward(const ScanForward& call, int64_t threads)
       : call_(call), p_(call.problem), chunk_(call.borders.data ? call.borders.chunk : kTile),
-        tile_(smaller(chunk_, kTile)), grid_(grid_of(p_, W, chunk_, threads)) {
+        tile_(chunk_ % kTile == 0 ? kTile : kTile / 2), stretch_(stretch_of(p_, chunk_)),
+        grid_(grid_of(p_, W, chunk_, threads)), links_(p_, grid_, {}) {
     // Long runs share more, short ones are spread more evenly.
     grid_.cut_runs(smaller(kMostBlocks, grid_.tasks() / (8 * threads)));
   }
 
-  ScanStatus run(const Threads& threads) const {
+  ScanStatus run(const Threads& threads) {
+    Arena arena;
+    links_.lay_out(arena);
+    if (!arena.allocate()) return ScanStatus::kNoMemory;
+    links_.lay_out(arena);
+    const ScanStatus linked = links_.run(threads);
+    if (linked != ScanStatus::kDone) return linked;
     Failure failure;
     threads(grid_.tasks(), [&](int64_t begin, int64_t end) { failure.add(run(begin, end)); });
     return failure.status();
@@ -65,8 +72,8 @@ class Forward {
       A = arena.take<S>(states);
       constant_B = arena.take<S>(f.p_.B.constant ? states : 0);
       constant_C = arena.take<S>(f.p_.C.constant ? states : 0);
-      B = arena.take<S>(f.p_.B.constant ? 0 : f.p_.state * f.tile_);
-      C = arena.take<S>(f.p_.C.constant ? 0 : f.p_.state * f.tile_);
+      B = arena.take<S>(f.p_.B.constant ? 0 : f.p_.state * f.stretch_);
+      C = arena.take<S>(f.p_.C.constant ? 0 : f.p_.state * f.stretch_);
       in.raw = in.delta = arena.take<S>(tile);
       in.u = arena.take<S>(tile);
       in.du = arena.take<S>(tile);
@@ -95,20 +102,22 @@ class Forward {
       if (p_.B.constant) load_parameters<V>(to.constant_B + at, p_.B.data, b, N);
       if (p_.C.constant) load_parameters<V>(to.constant_C + at, p_.C.data, b, N);
       load_parameters<V>(to.h + at, of_batch<const S>(p_, p_.initial_state, t.batch), b, N);
+      links_.pass(to.h + at, t.batch, t.group, t.first_block + k, t.part);
     }
     V bad = V::set(0);
-    for (int64_t begin = t.begin; begin < t.end; begin += tile_) {
-      const int steps = static_cast<int>(smaller(tile_, t.end - begin));
-      load_projection<V, T>(to.B, tile_, p_, p_.B, t, begin, steps);
-      load_projection<V, T>(to.C, tile_, p_, p_.C, t, begin, steps);
+    for (int64_t begin = t.begin; begin < t.end; begin += stretch_) {
+      const int64_t end = smaller(begin + stretch_, t.end);
+      load_projection<V, T>(to.B, stretch_, p_, p_.B, t, begin, end);
+      load_projection<V, T>(to.C, stretch_, p_, p_.C, t, begin, end);
       for (int k = 0; k < t.blocks; k++) {
-        S* const h = to.h + k * N * W;
-        if (call_.borders.data && begin % chunk_ == 0) {
-          S* const border = border_of<S>(p_, call_.borders, t.batch, begin) + blocks[k].channel;
-          for (int64_t n = 0; n < N; n++)
-            store(border + n * p_.dim, load(h + n * W), blocks[k].lanes);
+        for (int64_t s = begin; s < end; s += tile_) {
+          if (call_.borders.data && s % chunk_ == 0) {
+            S* const border = border_of<S>(p_, call_.borders, t.batch, s) + blocks[k].channel;
+            for (int64_t n = 0; n < N; n++)
+              store(border + n * p_.dim, load(to.h + (k * N + n) * W), blocks[k].lanes);
+          }
+          bad += run_tile(to, k, t.batch, blocks[k], begin, s, smaller(tile_, end - s));
         }
-        bad += run_tile(to, k, t.batch, blocks[k], begin, steps);
       }
     }
     if (t.end == p_.length) {
@@ -118,14 +127,15 @@ class Forward {
     return bad;
   }
 
-  V run_tile(const Buffers& to, int k, int64_t batch, const Block& block, int64_t begin,
-             int steps) const {
+  // `stretch`: the first step of to.B and to.C.
+  V run_tile(const Buffers& to, int k, int64_t batch, const Block& block, int64_t stretch,
+             int64_t begin, int steps) const {
     const V bad = load_inputs<V, T>(to.in, p_, batch, block, begin, steps);
     const V skip = load_vector<V>(p_.D, block);
     for (int i = 0; i < steps * W; i += W) store(to.y + i, skip * load(to.in.u + i));
     for_stretches(p_, batch, begin, steps, [&](int first, int count, bool reset) {
       if (reset) memset(to.h + k * p_.state * W, 0, p_.state * W * sizeof(S));
-      advance_all(to, k, first, count);
+      advance_all(to, k, begin - stretch, first, count);
     });
     if (p_.z.data) {
       load_steps<V, T>(to.z, p_, p_.z, batch, block, begin, steps);
@@ -135,23 +145,24 @@ class Forward {
     return bad;
   }
 
-  void advance_all(const Buffers& to, int k, int first, int steps) const {
+  void advance_all(const Buffers& to, int k, int64_t tile, int first, int steps) const {
     const bool b = p_.B.constant, c = p_.C.constant;
     for_runs_of_states<8>(p_.state, [&]<int NB>(int64_t n) {
       const int64_t at = (k * p_.state + n) * W;
-      const S* const B = b ? to.constant_B + at : to.B + n * tile_ + first;
-      const S* const C = c ? to.constant_C + at : to.C + n * tile_ + first;
+      const S* const B = b ? to.constant_B + at : to.B + n * stretch_ + tile + first;
+      const S* const C = c ? to.constant_C + at : to.C + n * stretch_ + tile + first;
       const auto f = b ? (c ? advance<V, NB, true, true> : advance<V, NB, true, false>)
                        : (c ? advance<V, NB, false, true> : advance<V, NB, false, false>);
-      f(to.h + at, to.A + at, B, C, tile_, to.in.delta + first * W, to.in.du + first * W,
+      f(to.h + at, to.A + at, B, C, stretch_, to.in.delta + first * W, to.in.du + first * W,
         to.y + first * W, steps);
     });
   }
 
   const ScanForward& call_;
   const ScanProblem& p_;
-  int64_t chunk_, tile_;
+  int64_t chunk_, tile_, stretch_;
   Grid grid_;
+  Links<V, T, false> links_;
 };
 
 }  // namespace zoo::ZOO_CPU::scan

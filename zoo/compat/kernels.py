@@ -19,8 +19,6 @@ from torch import Tensor
 from zoo.compat.causal_conv1d_interface import causal_conv1d_fn, causal_conv1d_update
 from zoo.ops import selective_scan
 
-__all__: list[str] = []
-
 
 def _gradients(
     function: Callable[..., Tensor], inputs: dict[str, Tensor | None], dout: Tensor
