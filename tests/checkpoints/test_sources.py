@@ -160,6 +160,13 @@ def test_failed_download_leaves_nothing(server: str, cache: Path, name: str, mes
     assert list(cache.iterdir()) == []
 
 
+def test_cache_that_cannot_be_written(server: str, cache: Path) -> None:
+    cache.parent.mkdir(parents=True)
+    cache.write_text("a file where the folder should be")
+    with pytest.raises(ZooError, match=r"model\.pth could not be stored in .*zoo: "):
+        read_state_dict(f"{server}/model.pth")
+
+
 def test_unreachable(cache: Path) -> None:
     with pytest.raises(ZooError, match=r"cannot be reached \(.*refused"):
         read_state_dict("http://127.0.0.1:9/model.pth")

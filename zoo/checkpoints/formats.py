@@ -68,9 +68,12 @@ def file_format(path: Path) -> str:
     Raises:
         ZooError: if the file is empty or something else, saying what it seems to be.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(512)
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        raise ZooError(f"{path} cannot be read: {error.strerror}") from None
     text = head.lstrip().lower()
     if not head:
         raise ZooError(f"{path} is empty: fetch it again")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import http.client
 import os
 import re
 import urllib.error
@@ -31,6 +33,13 @@ WEIGHT_FILES = (
 )
 _SUFFIXES = (".safetensors", ".ckpt", ".pth", ".pt", ".bin", ".pth.tar")
 _TIMEOUT_S = 30
+_NETWORK_ERRORS = (
+    urllib.error.URLError,
+    http.client.HTTPException,
+    TimeoutError,
+    ConnectionError,
+    ValueError,
+)
 
 
 @dataclass(frozen=True)
@@ -180,9 +189,9 @@ def download(url: str, *, sha256: str | None = None, folder: Path | None = None)
         if sha256 is not None:
             _check_digest(str(target), file_digest(target), sha256)
         return target
-    folder.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}.partial")
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         found = _transfer(url, name, partial)
         expected = sha256 or _digest_in_name(name)
         if expected is not None:
@@ -195,7 +204,8 @@ def download(url: str, *, sha256: str | None = None, folder: Path | None = None)
     except OSError as error:
         raise ZooError(f"{url} could not be stored in {folder}: {error}") from None
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
     return target
 
 
@@ -229,7 +239,7 @@ def _transfer(url: str, name: str, target: Path) -> str:
     except urllib.error.HTTPError as error:
         hint = "check the address" if error.code in (404, 410) else "try later, or fetch it by hand"
         raise ZooError(f"{url} answers {error.code} {error.reason}: {hint}") from None
-    except (urllib.error.URLError, TimeoutError, ConnectionError, ValueError) as error:
+    except _NETWORK_ERRORS as error:
         reason = getattr(error, "reason", error)
         raise ZooError(
             f"{url} cannot be reached ({reason}): check the address and the network"
