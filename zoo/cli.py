@@ -17,10 +17,11 @@ from pydoc import locate
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from zoo.data import DataModule
@@ -94,10 +95,18 @@ class Recipe:
         """The callback that writes checkpoints; only training has one."""
         return self._build_group("checkpoint")
 
-    def build_trainer(self, callbacks: Sequence[pl.Callback] = (), **settings: Any) -> pl.Trainer:
-        """The recipe's trainer, with what a command adds to it."""
+    def build_trainer(
+        self,
+        callbacks: Sequence[pl.Callback] = (),
+        loggers: Sequence[Logger] = (),
+        plugins: Sequence[CheckpointIO] = (),
+        **settings: Any,
+    ) -> pl.Trainer:
+        """The recipe's trainer; a command adds to its lists and replaces other ``settings``."""
         given = {**self._build_group("trainer"), **settings}
-        given["callbacks"] = [*(given["callbacks"] or []), *callbacks]
+        for name, added in (("callbacks", callbacks), ("logger", loggers), ("plugins", plugins)):
+            own = given[name] if given[name] not in (None, True, False) else []
+            given[name] = [*(own if isinstance(own, list) else [own]), *added]
         if given["enable_progress_bar"] is not False and not any(
             isinstance(callback, ProgressBar) for callback in given["callbacks"]
         ):
@@ -168,7 +177,6 @@ def quiet() -> None:
         ".*lr_scheduler.step.*before.*optimizer.step.*",
     ):
         warnings.filterwarnings("ignore", message=message)
-    torch.set_float32_matmul_precision("high")
 
 
 def _parser(*by_class_path: str) -> ArgumentParser:

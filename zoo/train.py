@@ -41,7 +41,8 @@ def _arguments() -> argparse.ArgumentParser:
         nargs="?",
         const="",
         metavar="RUN",
-        help="go on with the latest run of the recipe, or with the run in folder RUN",
+        help="go on with the latest run of the recipe, or with the run in folder RUN, as its own "
+        "copy of the recipe says",
     )
     parser.add_argument("--ckpt_path", type=Path, metavar="FILE", help="go on from this checkpoint")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where runs are kept")
@@ -117,7 +118,7 @@ def train(
     checkpoints = recipe.build_checkpoints()
     checkpoints.connect(folder, table)
     trainer = recipe.build_trainer(
-        logger=[table, TensorBoardLogger(folder, "", "tensorboard", purge_step=step)],
+        loggers=[table, TensorBoardLogger(folder, "", "tensorboard", purge_step=step)],
         plugins=[CheckpointFiles(recipe.text, name)],
         callbacks=[RunFolder(folder, recipe.text, name, table), checkpoints],
     )

@@ -83,7 +83,8 @@ def _hf_mamba(layers: int, length: int, train: bool) -> Callable[[str], Callable
         from transformers import MambaConfig, MambaForCausalLM
 
         config = MambaConfig(hidden_size=768, num_hidden_layers=layers, vocab_size=50280)
-        model = MambaForCausalLM(config).to(device)
+        model: torch.nn.Module = MambaForCausalLM(config)
+        model.to(device)
         ids = torch.randint(0, 50280, (1, length), device=device)
         return _step(
             model,
