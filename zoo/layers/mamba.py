@@ -9,9 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.errors import ZooError
+from zoo.layers.cache import RecurrentState
 from zoo.layers.precision import at_least_fp32
+from zoo.layers.short_conv import make_short_conv, short_conv
 from zoo.layers.ssm_init import dt_bias, dt_weight, s4d_real_log
-from zoo.ops import causal_conv1d, selective_scan
+from zoo.ops import selective_scan, selective_state_update
 
 
 class Mamba(nn.Module):
@@ -78,8 +80,7 @@ class Mamba(nn.Module):
         self.in_proj = nn.Linear(d_model, 2 * d, bias=bias)
         branches = ("", "_b") if bimamba_type == "v2" else ("",)
         for suffix in branches:
-            conv = nn.Conv1d(d, d, d_conv, groups=d, padding=d_conv - 1, bias=conv_bias)
-            self.add_module(f"conv1d{suffix}", conv)
+            self.add_module(f"conv1d{suffix}", make_short_conv(d, d_conv, conv_bias))
             self.add_module(f"x_proj{suffix}", nn.Linear(d, R + 2 * d_state, bias=False))
             self.add_module(f"dt_proj{suffix}", nn.Linear(R, d))
             self.register_parameter(f"D{suffix}", nn.Parameter(torch.ones(d)))
@@ -98,21 +99,49 @@ class Mamba(nn.Module):
             bias_values = dt_bias(d, dt_min=dt_min, dt_max=dt_max, dt_init_floor=dt_init_floor)
             self.dt_proj.bias.copy_(bias_values)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, L, d_model] to [B, L, d_model]."""
+    def forward(
+        self, x: Tensor, state: RecurrentState | None = None, seq_idx: Tensor | None = None
+    ) -> Tensor:
+        """[B, L, d_model] to [B, L, d_model].
+
+        Args:
+            x: tokens.
+            state: of :meth:`allocate_state`, for one direction only: x goes on where it stands, and
+                its tensors are replaced by those after x. A single token without gradients takes
+                one step of constant cost; anything else goes through the scan.
+            seq_idx: int32 [B, L], the sequence that a token belongs to where several are packed:
+                neither convolution nor state passes from one to the next. Negative marks padding.
+                Not together with ``state``.
+
+        Raises:
+            ZooError: if the state cannot be used.
+        """
+        if state is not None and (self.bimamba_type != "none" or seq_idx is not None):
+            raise ZooError(
+                "a Mamba state goes on with one sequence in one direction: expected "
+                f"bimamba_type='none', here '{self.bimamba_type}', and no seq_idx"
+            )
         x, z = self.in_proj(x).chunk(2, dim=-1)  # [B, L, d]
-        u = self._conv(x, self.conv1d)
+        u = short_conv(x, self.conv1d, seq_idx=seq_idx, state=state)
         dt, B, C = self._project(u, self.x_proj, self.dt_proj)
-        y = self._scan(u, dt, self.A_log, B, C, self.D, z, self.dt_proj.bias)
+        if state is not None and x.shape[1] == 1 and not torch.is_grad_enabled():
+            y = self._step(u, dt, B, C, z, state)
+        else:
+            y, last = self._scan(
+                u, dt, self.A_log, B, C, self.D, z, self.dt_proj.bias, seq_idx,
+                initial_state=None if state is None else state.ssm,
+            )  # fmt: skip
+            if state is not None:
+                state.ssm = last
         scale = None
         if self.bimamba_type == "v1":
-            backward = (u, dt, self.A_b_log, B, C, self.D, z, self.dt_proj.bias)
-            y = y + self._scan(*backward, reverse=True)
+            backward = (u, dt, self.A_b_log, B, C, self.D, z, self.dt_proj.bias, seq_idx)
+            y = y + self._scan(*backward, reverse=True)[0]
         elif self.bimamba_type == "v2":
-            u = self._conv(x, self.conv1d_b, ahead=True)
+            u = self._conv_ahead(x, seq_idx)
             dt, B, C = self._project(u, self.x_proj_b, self.dt_proj_b)
-            backward = (u, dt, self.A_b_log, B, C, self.D_b, z, self.dt_proj_b.bias)
-            y = y + self._scan(*backward, reverse=True)
+            backward = (u, dt, self.A_b_log, B, C, self.D_b, z, self.dt_proj_b.bias, seq_idx)
+            y = y + self._scan(*backward, reverse=True)[0]
             scale = 0.5 if self.if_divide_out else None
 
         # Halving the small weight is exact and spares a pass over y.
@@ -120,20 +149,22 @@ class Mamba(nn.Module):
         out = F.linear(y, weight, self.out_proj.bias)
         return out if self.gamma is None else out * self.gamma
 
+    def allocate_state(self, batch_size: int) -> RecurrentState:
+        """The state before the first token."""
+        weight, d = self.conv1d.weight, self.A_log.shape[0]
+        return RecurrentState(
+            weight.new_zeros(batch_size, d, weight.shape[-1]),
+            at_least_fp32(weight).new_zeros(batch_size, d, self.d_state),
+        )
+
     # Everything stays [B, L, channels], the layout of the matrix products; the ops take the
     # transposed view as it is.
 
-    @staticmethod
-    def _conv(x: Tensor, conv: nn.Conv1d, ahead: bool = False) -> Tensor:
-        """Causal convolution and SiLU [B, L, d]; ``ahead``: over the following steps instead."""
-        weight = conv.weight.squeeze(1)
-        reach = weight.shape[1] - 1 if ahead else 0
-        if ahead:
-            x, weight = F.pad(x, (0, 0, 0, reach)), weight.flip(1)
-        y: Tensor = causal_conv1d(  # type: ignore[assignment]
-            x.transpose(1, 2), weight, conv.bias, activation="silu"
-        )
-        return y.transpose(1, 2)[:, reach:]
+    def _conv_ahead(self, x: Tensor, seq_idx: Tensor | None) -> Tensor:
+        """Convolution of the backward branch: over a token and those after it."""
+        if seq_idx is not None:
+            seq_idx = seq_idx.flip(1)
+        return short_conv(x.flip(1), self.conv1d_b, seq_idx=seq_idx).flip(1)
 
     def _project(
         self, u: Tensor, x_proj: nn.Linear, dt_proj: nn.Linear
@@ -142,14 +173,35 @@ class Mamba(nn.Module):
         dt, B, C = x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         return F.linear(dt, dt_proj.weight), B, C
 
+    def _step(
+        self, u: Tensor, dt: Tensor, B: Tensor, C: Tensor, z: Tensor, state: RecurrentState
+    ) -> Tensor:
+        """One token; ``state.ssm`` is overwritten in place."""
+        u, dt, B, C, z = (t[:, 0] for t in (u, dt, B, C, z))
+        A = -at_least_fp32(self.A_log).exp()
+        y = selective_state_update(
+            state.ssm, u, dt, A, B, C, self.D, z, self.dt_proj.bias, dt_softplus=True
+        )
+        return y[:, None]
+
     @staticmethod
     def _scan(
         u: Tensor, dt: Tensor, A_log: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor,
-        bias: Tensor, reverse: bool = False,
-    ) -> Tensor:  # fmt: skip
+        bias: Tensor, seq_idx: Tensor | None, initial_state: Tensor | None = None,
+        reverse: bool = False,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Output [B, L, d], and the state after the last step."""
         u, dt, B, C, z = (t.transpose(1, 2) for t in (u, dt, B, C, z))
-        y: Tensor = selective_scan(  # type: ignore[assignment]
+        y, last = selective_scan(
             u, dt, -at_least_fp32(A_log).exp(), B, C, at_least_fp32(D), z,
-            delta_bias=at_least_fp32(bias), delta_softplus=True, reverse=reverse,
+            delta_bias=at_least_fp32(bias), delta_softplus=True, return_last_state=True,
+            initial_state=initial_state, reset=_borders(seq_idx, reverse), reverse=reverse,
         )  # fmt: skip
-        return y.transpose(1, 2)
+        return y.transpose(1, 2), last
+
+
+def _borders(seq_idx: Tensor | None, reverse: bool) -> Tensor | None:
+    """Bool [B, L]: steps that begin a packed sequence, in the direction of the scan."""
+    if seq_idx is None:
+        return None
+    return F.pad(seq_idx[:, 1:] != seq_idx[:, :-1], (0, 1) if reverse else (1, 0))
