@@ -13,7 +13,7 @@ from zoo.layers.cache import RecurrentState
 from zoo.layers.precision import at_least_fp32
 from zoo.layers.short_conv import make_short_conv, short_conv
 from zoo.layers.ssm_init import dt_bias, dt_weight, s4d_real_log
-from zoo.ops import selective_scan, selective_state_update
+from zoo.ops import causal_conv1d, selective_scan, selective_state_update
 
 
 class Mamba(nn.Module):
@@ -163,8 +163,15 @@ class Mamba(nn.Module):
     def _conv_ahead(self, x: Tensor, seq_idx: Tensor | None) -> Tensor:
         """Convolution of the backward branch: over a token and those after it."""
         if seq_idx is not None:
-            seq_idx = seq_idx.flip(1)
-        return short_conv(x.flip(1), self.conv1d_b, seq_idx=seq_idx).flip(1)
+            return short_conv(x.flip(1), self.conv1d_b, seq_idx=seq_idx.flip(1)).flip(1)
+        # the same without turning x round twice
+        weight = self.conv1d_b.weight.squeeze(1).flip(1)
+        reach = weight.shape[1] - 1
+        rows = F.pad(x, (0, 0, 0, reach)).transpose(1, 2)
+        y: Tensor = causal_conv1d(  # type: ignore[assignment]
+            rows, weight, self.conv1d_b.bias, activation="silu"
+        )
+        return y.transpose(1, 2)[:, reach:]
 
     def _project(
         self, u: Tensor, x_proj: nn.Linear, dt_proj: nn.Linear
