@@ -3,11 +3,13 @@
 Park et al., "SINet: Extreme Lightweight Portrait Segmentation Networks with Spatial Squeeze Modules
 and Information Blocking Decoder", WACV 2020 (arXiv 1911.09099), and the larger form for Cityscapes
 that its authors published beside it. Modules carry the names of the authors' checkpoints, which so
-load as they are. Checked on random weights against the authors' portrait network: logits and
-gradients agree to 1e-4 of the largest value.
+load as they are; ``p``, ``q`` and ``chnn`` are the authors' arguments. Logits and gradients of both
+forms agree with the authors' code to 1e-5 of the largest value, on random weights and on theirs
+(clovaai/ext_portrait_segmentation at 9bc1bad, clovaai/c3_sinet at dd91638).
 
-The published weights expect ``((pixel - mean) / std) / 255`` of BGR pixels in 0..255, see
-:data:`PORTRAIT_MEAN`; the division by 255 comes after the standardisation.
+The published portrait weights expect ``((pixel - mean) / std) / 255`` of BGR pixels in 0..255, see
+:data:`PORTRAIT_MEAN`; the division by 255 comes after the standardisation. Those for Cityscapes
+expect RGB with ImageNet's mean and deviation.
 """
 
 from __future__ import annotations
@@ -19,16 +21,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from zoo.errors import ZooError
 from zoo.layers.sizes import check_multiple
 from zoo.models.registry import register_model
 
 #: Of the published portrait weights, BGR, pixels in 0..255.
 PORTRAIT_MEAN, PORTRAIT_STD = (107.304565, 115.69884, 132.35703), (63.97182, 65.1337, 68.29726)
 
-#: (kernel, pooling) of the two branches of each S2 module.
-Branches = Sequence[tuple[tuple[int, int], tuple[int, int]]]
-PORTRAIT_FINE: Branches = (((3, 1), (5, 1)), ((3, 1), (3, 1)))
-PORTRAIT_COARSE: Branches = (
+#: (kernel, pooling) of the branches of each S2 module, from the first to the last.
+Config = Sequence[Sequence[tuple[int, int]]]
+#: Two modules at 1/4, then eight at 1/8.
+PORTRAIT: Config = (
+    ((3, 1), (5, 1)),
+    ((3, 1), (3, 1)),
     ((3, 1), (5, 1)),
     ((3, 1), (3, 1)),
     ((5, 1), (3, 2)),
@@ -38,8 +43,11 @@ PORTRAIT_COARSE: Branches = (
     ((3, 2), (3, 4)),
     ((3, 1), (5, 2)),
 )
-CITYSCAPES_FINE: Branches = (((3, 1), (5, 1)), ((3, 0), (3, 1)), ((3, 0), (3, 1)))
-CITYSCAPES_COARSE: Branches = (
+#: Three modules at 1/8, then ten at 1/16.
+CITYSCAPES: Config = (
+    ((3, 1), (5, 1)),
+    ((3, 0), (3, 1)),
+    ((3, 0), (3, 1)),
     ((3, 1), (5, 1)),
     ((3, 0), (3, 1)),
     ((5, 1), (5, 4)),
@@ -63,10 +71,11 @@ class SINet(nn.Module):
 
     Args:
         num_classes: classes.
+        p, q: S2 modules at 1/4 and at 1/8; ``chnn``: 4 channels more for each step above 1.
         gate: where low-level detail passes. ``softmax``: as published, where the coarse prediction
             is uncertain; with one class nothing passes, since softmax over one class is 1.
             ``sigmoid``: the same idea for one class. ``open``: everywhere, a plain skip connection.
-        fine, coarse: branches of the S2 modules at 1/4 and 1/8.
+        config: branches of the modules; those at 1/8 begin with the third, whatever ``p`` is.
     """
 
     stride = 32
@@ -74,15 +83,17 @@ class SINet(nn.Module):
     def __init__(
         self,
         num_classes: int = 2,
+        p: int = 2,
+        q: int = 8,
+        chnn: int = 1,
         gate: Gate = "softmax",
-        fine: Branches = PORTRAIT_FINE,
-        coarse: Branches = PORTRAIT_COARSE,
+        config: Config = PORTRAIT,
     ) -> None:
         super().__init__()
         self.num_classes, self.gate = num_classes, gate
-        self.encoder = Encoder(num_classes, fine, coarse)
+        self.encoder = Encoder(num_classes, p, q, chnn, config)
         self.bn_3 = _norm(num_classes)
-        self.level2_C = ConvBNAct(48, num_classes, 1)
+        self.level2_C = ConvBNAct(48 + 4 * (chnn - 1), num_classes, 1)
         self.bn_2 = _norm(num_classes)
         self.classifier = nn.Sequential(
             nn.UpsamplingBilinear2d(scale_factor=2),
@@ -118,16 +129,20 @@ class SINet(nn.Module):
 class Encoder(nn.Module):
     """Three stages of halved size; S2 modules in the last two."""
 
-    def __init__(self, num_classes: int, fine: Branches, coarse: Branches) -> None:
+    def __init__(
+        self, num_classes: int, p: int = 2, q: int = 8, chnn: int = 1, config: Config = PORTRAIT
+    ) -> None:
         super().__init__()
+        _check_depths(p, q, 2, config)
+        dim2, dim3 = (dim + 4 * (chnn - 1) for dim in (48, 96))
         self.level1 = ConvBNAct(3, 12, 3, stride=2)
         self.level2_0 = SqueezedDownsample(12, 16, reduction=1)
-        self.level2 = _s2_modules(16, 48, fine)
-        self.BR2 = BNAct(64)
-        self.level3_0 = SqueezedDownsample(64, 48, reduction=2)
-        self.level3 = _s2_modules(48, 96, coarse)
-        self.BR3 = BNAct(144)
-        self.classifier = _Conv(144, num_classes)
+        self.level2 = _s2_modules(16, dim2, config[:p])
+        self.BR2 = BNAct(16 + dim2)
+        self.level3_0 = SqueezedDownsample(16 + dim2, dim2, reduction=2)
+        self.level3 = _s2_modules(dim2, dim3, config[2 : 2 + q])
+        self.BR3 = BNAct(dim2 + dim3)
+        self.classifier = _Conv(dim2 + dim3, num_classes)
 
     def features(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Image -> features of the last two stages."""
@@ -150,17 +165,26 @@ class SINetCityscapes(nn.Module):
 
     Args:
         num_classes: classes.
-        gate: see :class:`SINet`.
+        p, q: S2 modules at 1/8 and at 1/16, half of the latter on more channels.
+        chnn, gate, config: see :class:`SINet`.
     """
 
     stride = 128
 
-    def __init__(self, num_classes: int = 19, gate: Gate = "softmax") -> None:
+    def __init__(
+        self,
+        num_classes: int = 19,
+        p: int = 3,
+        q: int = 10,
+        chnn: int = 4,
+        gate: Gate = "softmax",
+        config: Config = CITYSCAPES,
+    ) -> None:
         super().__init__()
         self.num_classes, self.gate = num_classes, gate
-        self.encoder = CityscapesEncoder(num_classes)
+        self.encoder = CityscapesEncoder(num_classes, p, q, chnn, config)
         self.bn_4 = _norm(num_classes)
-        self.level3_C = ConvBNAct(60, num_classes, 1)
+        self.level3_C = ConvBNAct(48 + 4 * (chnn - 1), num_classes, 1)
         self.bn_3 = _norm(num_classes)
         self.classifier = nn.ConvTranspose2d(num_classes, num_classes, 2, stride=2, bias=False)
 
@@ -179,20 +203,25 @@ class SINetCityscapes(nn.Module):
 class CityscapesEncoder(nn.Module):
     """Four stages of halved size; S2 modules in the last two."""
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(
+        self, num_classes: int, p: int = 3, q: int = 10, chnn: int = 4, config: Config = CITYSCAPES
+    ) -> None:
         super().__init__()
+        _check_depths(p, q, p, config)
+        dim2, dim3, dim4 = (dim + 4 * (chnn - 1) for dim in (48, 72, 96))
         self.level1 = ConvBNAct(3, 16, 3, stride=2)
         self.level2_0 = SqueezedDownsample(16, num_classes, reduction=1)
         self.level3_0 = SqueezedDownsample(num_classes, 24, reduction=1)
-        self.level3 = _s2_modules(24, 60, CITYSCAPES_FINE, bands=True)
-        self.BR3 = BNAct(84)
-        self.level4_0 = SqueezedDownsample(84, 60, reduction=2)
+        self.level3 = _s2_modules(24, dim2, config[:p], bands=True)
+        self.BR3 = BNAct(24 + dim2)
+        self.level4_0 = SqueezedDownsample(24 + dim2, dim2, reduction=2)
+        half = p + q // 2
         self.level4 = nn.Sequential(
-            *_s2_modules(60, 84, CITYSCAPES_COARSE[:5], bands=True),
-            *_s2_modules(84, 108, CITYSCAPES_COARSE[5:], bands=True),
+            *_s2_modules(dim2, dim3, config[p:half], bands=True),
+            *_s2_modules(dim3, dim4, config[half : p + q], bands=True),
         )
-        self.BR4 = BNAct(168)
-        self.classifier = _Conv(168, num_classes)
+        self.BR4 = BNAct(dim2 + dim4)
+        self.classifier = _Conv(dim2 + dim4, num_classes)
 
     def features(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Image -> features at 1/4, 1/8 and 1/16."""
@@ -217,29 +246,38 @@ def uncertainty(logits: Tensor, gate: Gate) -> Tensor:
 
 
 class S2Module(nn.Module):
-    """Grouped reduction, channel shuffle, two S2 blocks side by side (section 3.1)."""
+    """Grouped reduction, channel shuffle, S2 blocks side by side (section 3.1).
+
+    Args:
+        in_chans, out_chans: channels; the blocks share the latter, the first takes the rest.
+        branches: (kernel, pooling) of each block.
+        residual: add the input.
+        bands: see :class:`S2Block`.
+    """
 
     def __init__(
         self,
         in_chans: int,
         out_chans: int,
-        branches: tuple[tuple[int, int], tuple[int, int]],
+        branches: Sequence[tuple[int, int]],
         residual: bool,
         bands: bool,
     ) -> None:
         super().__init__()
-        half = out_chans // 2
-        self.c1 = _Conv(in_chans, half, groups=2)
-        self.shuffle = nn.ChannelShuffle(2)
-        self.d1 = S2Block(half, out_chans - half, *branches[0], bands)
-        self.d2 = S2Block(half, half, *branches[1], bands)
+        self.groups = len(branches)
+        share, rest = divmod(out_chans, self.groups)
+        self.c1 = _Conv(in_chans, share, groups=self.groups)
+        self.shuffle = nn.ChannelShuffle(self.groups)
+        for i, branch in enumerate(branches):
+            block = S2Block(share, share + (rest if i == 0 else 0), *branch, bands)
+            self.add_module(f"d{i + 1}", block)
         self.BR = BNAct(out_chans)
         self.residual = residual
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, out_chans, H, W]."""
         y = self.shuffle(self.c1(x))
-        y = torch.cat([self.d1(y), self.d2(y)], 1)
+        y = torch.cat([self.get_submodule(f"d{i + 1}")(y) for i in range(self.groups)], 1)
         return self.BR(x + y if self.residual else y)
 
 
@@ -356,14 +394,23 @@ class _Conv(nn.Module):
 
 
 def _s2_modules(
-    in_chans: int, out_chans: int, branches: Branches, bands: bool = False
+    in_chans: int, out_chans: int, config: Config, bands: bool = False
 ) -> nn.Sequential:
     return nn.Sequential(
         *(
-            S2Module(out_chans if i else in_chans, out_chans, pair, residual=i > 0, bands=bands)
-            for i, pair in enumerate(branches)
+            S2Module(out_chans if i else in_chans, out_chans, branches, i > 0, bands)
+            for i, branches in enumerate(config)
         )
     )
+
+
+def _check_depths(p: int, q: int, start: int, config: Config) -> None:
+    most = len(config) - start
+    if not (1 <= p <= len(config) and 2 <= q <= most):
+        raise ZooError(
+            f"p={p} and q={q} S2 modules, expected 1 to {len(config)} and 2 to {most}, as many as "
+            "config describes"
+        )
 
 
 def _norm(dim: int) -> nn.BatchNorm2d:
@@ -374,13 +421,19 @@ def _up2(x: Tensor) -> Tensor:
     return interpolate(x, scale_factor=2, mode="bilinear")
 
 
-@register_model()
+@register_model(
+    source="https://github.com/clovaai/ext_portrait_segmentation/raw/"
+    "9bc1bada1cb7bd17a3a80a2964980f4b4befef5b/result/SINet/SINet.pth"
+)
 def sinet(**kwargs: Any) -> SINet:
     """SINet for portraits, 86,910 parameters."""
     return SINet(**kwargs)
 
 
-@register_model()
+@register_model(
+    source="https://github.com/clovaai/c3_sinet/raw/"
+    "dd916387d759b792e0b371a395f8f82ac49731dc/result/SINet/SINet.pth"
+)
 def sinet_cityscapes(**kwargs: Any) -> SINetCityscapes:
     """SINet for Cityscapes' 19 classes, 119,418 parameters."""
     return SINetCityscapes(**kwargs)
