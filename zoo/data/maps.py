@@ -13,7 +13,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -90,7 +90,7 @@ class MapDataModule(DataModule):
     def load(self, split: str) -> Source:
         """The samples of a split; makes the small data set first where that is wanted."""
         if self.sample is not None:
-            self._make_once(self.sample)
+            make_once(self, self.root, self.sample)
         if not self.root.is_dir():
             raise ZooError(
                 f"data.init_args.root: {self.root} is not a folder, expected {self.layout}; set it "
@@ -122,27 +122,40 @@ class MapDataModule(DataModule):
         mean, std = (torch.tensor(v)[:, None, None] for v in (self.mean, self.std))
         return ((image * std + mean).clamp(0, 1) * 255).round().byte().movedim(0, -1).numpy()
 
-    def _make_once(self, sample: SmallSample) -> None:
-        note = self.root / "sample.json"
-        wanted = {"made_by": type(self).__name__, **asdict(sample)}
-        if self.root.exists():
-            if note.is_file() and json.loads(note.read_text()) != wanted:
-                raise ZooError(
-                    f"data.init_args.root: {self.root} holds a sample made with other settings "
-                    f"({note}): remove that folder, or choose another root"
-                )
-            return
-        part = self.root.with_name(f".{self.root.name}.{os.getpid()}.part")
-        part.mkdir(parents=True)
-        try:
-            self.make(part, sample)
-            (part / "sample.json").write_text(json.dumps(wanted))
-            part.rename(self.root)
-        except OSError:
-            if not note.is_file():  # otherwise another process was faster
-                raise
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
+
+class Maker(Protocol):
+    """What makes a small data set: a data module with this method."""
+
+    def make(self, folder: Path, sample: SmallSample) -> None:
+        """Write the data set into ``folder``."""
+
+
+def make_once(maker: Maker, root: Path, sample: SmallSample) -> None:
+    """Let ``maker`` write a small data set, unless it is there; whole or not at all.
+
+    Raises:
+        ZooError: ``root`` holds one that was made with other settings.
+    """
+    note = root / "sample.json"
+    wanted = {"made_by": type(maker).__name__, **asdict(sample)}
+    if root.exists():
+        if note.is_file() and json.loads(note.read_text()) != wanted:
+            raise ZooError(
+                f"data.init_args.root: {root} holds a sample made with other settings "
+                f"({note}): remove that folder, or choose another root"
+            )
+        return
+    part = root.with_name(f".{root.name}.{os.getpid()}.part")
+    part.mkdir(parents=True)
+    try:
+        maker.make(part, sample)
+        (part / "sample.json").write_text(json.dumps(wanted))
+        part.rename(root)
+    except OSError:
+        if not note.is_file():  # otherwise another process was faster
+            raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def read_image(path: Path) -> tv_tensors.Image:
