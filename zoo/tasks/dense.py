@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from zoo.data import DataModule
 from zoo.data.maps import MapDataModule
 from zoo.data.pictures import PICTURE_SUFFIXES, read_picture
 from zoo.errors import ZooError
-from zoo.layers.sizes import pad_to_multiple
+from zoo.layers.sizes import at_any_size
 from zoo.plots.panels import Panels, panel_rows
 from zoo.tasks.base import Task
 
@@ -41,6 +41,8 @@ class DenseTask(Task):
     """
 
     input_suffixes = PICTURE_SUFFIXES
+    #: A user's picture with a greater side is processed in overlapping tiles of this side.
+    tile: ClassVar[int] = 2048
 
     def __init__(
         self,
@@ -91,24 +93,14 @@ class DenseTask(Task):
         """
 
     def predict_image(self, image: Tensor, data: DataModule) -> Any:
-        """The network's answer to a picture [3, H, W] in 0..1 of any size; padded by default."""
+        """The network's answer to a picture [3, H, W] in 0..1 of any size, maps [1, C, h, w]."""
         inputs = data.to_input(image)[None].to(self.device)
-        padded = pad_to_multiple(inputs, getattr(self.model, "stride", 1))
-        return self._crop(self.eval_model(padded), padded.shape[-2:], image.shape[-2:])
+        return at_any_size(self.eval_model, inputs, self.stride, self.tile)
 
-    def _crop(self, output: Any, padded: Sequence[int], wanted: Sequence[int]) -> Any:
-        """Cut maps of any resolution to what belongs to the unpadded picture."""
-        if isinstance(output, tuple | list):
-            return tuple(self._crop(item, padded, wanted) for item in output)
-        if isinstance(output, dict):
-            return {name: self._crop(item, padded, wanted) for name, item in output.items()}
-        if output is None or output.ndim < 4:
-            return output
-        height, width = (
-            -(-side * have // full)
-            for side, have, full in zip(wanted, output.shape[-2:], padded, strict=True)
-        )
-        return output[..., :height, :width]
+    @property
+    def stride(self) -> int:
+        """The network takes multiples of this size."""
+        return getattr(self.model, "stride", 1)
 
     # steps
 

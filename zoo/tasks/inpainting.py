@@ -19,7 +19,7 @@ from zoo.data.inpainting import Inpainting as InpaintingData
 from zoo.data.maps import read_labels
 from zoo.data.pictures import PICTURE_SUFFIXES
 from zoo.errors import ZooError
-from zoo.layers.sizes import pad_to_multiple
+from zoo.layers.sizes import at_any_size
 from zoo.losses.adversarial import VGGLoss, relativistic_lsgan
 from zoo.models.dense.mutual_inpainting import PatchDiscriminator
 from zoo.plots.panels import Panels
@@ -215,12 +215,12 @@ class Inpainting(DenseTask):
                 f"a mask of {tuple(mask.shape[-2:])} pixels for a picture of "
                 f"{tuple(image.shape[-2:])}, expected the same size"
             )
-        stride = getattr(self.model, "stride", 1)
-        inputs = [
-            pad_to_multiple(t[None].to(self.device), stride) for t in (data.to_input(image), mask)
-        ]
-        filled = self(*inputs)[0, :, : image.shape[-2], : image.shape[-1]]
-        return (filled + 1) / 2, mask
+        both = torch.cat([data.to_input(image), mask])[None].to(self.device)
+        least = getattr(self.model, "least", 1)
+        filled = at_any_size(
+            lambda x: self(x[:, :3], x[:, 3:]), both, self.stride, self.tile, least=least
+        )
+        return (filled[0] + 1) / 2, mask
 
     def show(self, picture: np.ndarray, output: Any) -> tuple[Panels, dict[str, Any]]:
         """The picture with its holes, and filled."""

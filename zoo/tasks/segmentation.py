@@ -213,9 +213,16 @@ class Segmentation(DenseTask):
         }
 
     def predict_image(self, image: Tensor, data: DataModule) -> Tensor:
-        """Picture in 0..1 -> classes [H, W]."""
-        logits = super().predict_image(image, data)
-        return self._labels(logits, image.shape[-2:])[0]
+        """Picture in 0..1 -> classes [H, W].
+
+        The network sees it as it saw its own data: resized to ``data.image_size`` where there is
+        one; the answer is resized back.
+        """
+        size = getattr(data, "image_size", None)
+        seen = image
+        if size is not None:
+            seen = interpolate(image[None], (size, size), mode="bilinear", antialias=True)[0]
+        return self._labels(super().predict_image(seen, data), image.shape[-2:])[0]
 
     def show(self, picture: np.ndarray, output: Tensor) -> tuple[Panels, dict[str, Any]]:
         """The picture, coloured by its classes; the share of each class."""
