@@ -8,7 +8,9 @@ function, computed channel-last here.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,9 +26,14 @@ from zoo.models.vision.staged import PLACES, OutNorms, Stage, StagedBackbone
 _ACTIVATIONS = {"silu": nn.SiLU, "gelu": nn.GELU, "relu": nn.ReLU, "sigmoid": nn.Sigmoid}
 #: First part of ``forward_type`` -> way of scanning; all that share one compute the same function.
 _FORWARD_TYPES = {
-    **dict.fromkeys(("v0", "v0seq", "v01", "v02", "v03", "v04", "v05", "v2", "v3"), "cross2d"),
+    **dict.fromkeys(("v0", "v0seq", "v01", "v02", "v03", "v04", "v05"), "cross2d"),
+    **dict.fromkeys(("v1", "v2", "v3", "v4"), "cross2d"),
     **{"v051d": "unidi", "v052d": "bidi", "v052dc": "cascade2d", "m0": "cross2d"},
+    **{"v31d": "unidi", "v32d": "bidi"},  # the names of early 2024
 }
+_FORCE_FP32 = ("v0", "v0seq", "v01", "v02", "v03", "v1", "v2")
+#: As forward types were written in early 2024, without underscores.
+_EARLY_FORWARD_TYPE = re.compile(r"(v\d+d?)(none|softmax|sigmoid)?(nozact|noz)?(no32)?")
 
 
 class VMamba(StagedBackbone):
@@ -49,7 +56,8 @@ class VMamba(StagedBackbone):
             v052d (two), v052dc (rows, then columns), m0 (Mamba-2's scan). Then, in this order, any
             of _onnone, _onsoftmax, _onsigmoid, _ondwconv3 or _oncnorm (another output norm),
             _nozact (gate without activation) or _noz (no gate), _oact (GELU after the norm), and
-            _no32 (v01 to v03 and v2 then scan half-precision inputs under autocast).
+            _no32 (v01 to v03 and v2 then scan half-precision inputs under autocast). The spelling
+            of early 2024, such as v3noz, is understood too.
         mlp_ratio: width of the MLP over the width of the block; 0 for none.
         mlp_act_layer, mlp_drop_rate: its activation and dropout.
         gmlp: gated MLP.
@@ -123,11 +131,13 @@ class VMamba(StagedBackbone):
             self.pos_embed = nn.Parameter(torch.empty(1, dims[0], side, side))
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
+        # Decoders on this backbone take their blocks from here too.
+        self.make_block = partial(VSSBlock, op=op, ssm=ssm, mlp=mlp, norm=norm)
         downsample = _pick("downsample_version", downsample_version, _DOWNSAMPLES)
         rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
         stages = []
         for i, (depth, dim) in enumerate(zip(depths, dims, strict=True)):
-            blocks = [VSSBlock(dim, op, ssm, mlp, next(rates), norm) for _ in range(depth)]
+            blocks = [self.make_block(dim, drop_path=next(rates)) for _ in range(depth)]
             down = downsample(dim, dims[i + 1], norm) if i + 1 < len(dims) else nn.Identity()
             stages.append(Stage(blocks, down))
         self.finish(stages, dims, patch_size, norm(dims[-1]), num_classes, drop_rate, global_pool)
@@ -143,6 +153,9 @@ _NORMS: dict[str, type[nn.Module]] = {"ln": nn.LayerNorm, "ln2d": nn.LayerNorm, 
 def parse_forward_type(forward_type: str) -> tuple[type[SS2D], dict[str, Any]]:
     """The authors' ``forward_type`` to our operator and its keyword arguments."""
     rest = forward_type
+    if early := _EARLY_FORWARD_TYPE.fullmatch(forward_type):
+        base, norm, *suffixes = early.groups()
+        rest = "_".join(filter(None, [base, norm and f"on{norm}", *suffixes]))
     found = {}
     for suffix in ("no32", "oact", "noz", "nozact", *(f"on{kind}" for kind in OUT_NORMS[1:])):
         found[suffix] = rest.endswith("_" + suffix)
@@ -158,7 +171,7 @@ def parse_forward_type(forward_type: str) -> tuple[type[SS2D], dict[str, Any]]:
         "gate": None if found["noz"] else "linear" if found["nozact"] else "act",
         "out_norm": norms[0] if norms else "ln",
         "out_act": found["oact"],
-        "force_fp32": rest in ("v0", "v0seq", "v01", "v02", "v03", "v2") and not found["no32"],
+        "force_fp32": rest in _FORCE_FP32 and not found["no32"],
     }
     if rest in ("v0", "v0seq"):  # the first form has no choice in these
         ssm |= {"d_conv": 3, "conv_bias": True, "act_layer": nn.SiLU, "init": "v0"}
