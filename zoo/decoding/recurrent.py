@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,17 +12,24 @@ from torch import Tensor, nn
 
 from zoo.decoding.session import Scores, Session
 from zoo.errors import ZooError
+from zoo.layers.cache import Cache
+
+#: What a recurrent model calls its states; transformers renamed them in version 5.
+CACHE_NAMES = ("cache", "cache_params")
 
 
 def is_recurrent(model: nn.Module) -> bool:
-    """Whether the model keeps a state of constant size (``cache_params``) in place of keys."""
-    import inspect
+    """Whether the model keeps a state of constant size in place of keys."""
+    return _cache_name(model) is not None
 
-    return "cache_params" in inspect.signature(model.forward).parameters
+
+def _cache_name(model: nn.Module) -> str | None:
+    parameters = inspect.signature(model.forward).parameters
+    return next((name for name in CACHE_NAMES if name in parameters), None)
 
 
 class RecurrentSession(Session):
-    """A state-space model of transformers (Mamba, Mamba-2, Falcon-Mamba).
+    """A state-space model, ours or of transformers (Mamba, Mamba-2, Falcon-Mamba).
 
     Nodes of one depth go through the model together, each from a copy of its parent's state; so a
     tree costs one pass for each of its levels, and memory for one state for each of its nodes. The
@@ -35,6 +43,7 @@ class RecurrentSession(Session):
                 f"{type(model).__name__} mixes attention and recurrent layers, which has no tree "
                 "session: use a model with one kind of layers"
             )
+        self._name = _cache_name(model) or CACHE_NAMES[0]
         self._states: list[Any] = [None] * batch_size  # of the committed part
         self._nodes: list[list[Any]] = [[] for _ in range(batch_size)]  # of the open nodes
 
@@ -45,7 +54,7 @@ class RecurrentSession(Session):
             state, outputs = self._states[row], []
             if state is None:
                 out = self._call(torch.tensor([list(tokens)], device=self.device), None, hidden)
-                state = out.cache_params
+                state = getattr(out, self._name)
                 outputs.append(out)
             else:
                 state = copy.deepcopy(state)
@@ -87,7 +96,7 @@ class RecurrentSession(Session):
                     states = last.new_zeros(*tokens.shape, last.shape[-1])
                 states[index[0], index[1]] = last
             for place, (row, node) in enumerate(ready):
-                self._nodes[row][first + node] = _row(out.cache_params, place)
+                self._nodes[row][first + node] = _row(getattr(out, self._name), place)
             pending = waiting
         assert logits is not None
         return Scores(logits, states)
@@ -112,12 +121,15 @@ class RecurrentSession(Session):
 
     def _call(self, tokens: Tensor, cache: Any, hidden: int | None) -> Any:
         self.count(tokens.numel())
-        return self.model(
+        out = self.model(
             input_ids=tokens,
-            cache_params=cache,
             use_cache=True,
             output_hidden_states=hidden is not None,
+            **{self._name: cache},
         )
+        # rows that only fill up the embedding are no tokens
+        out.logits = out.logits[..., : self.model.config.vocab_size]
+        return out
 
 
 def _map(value: Any, function: Any, *others: Any) -> Any:
@@ -138,6 +150,8 @@ def _map(value: Any, function: Any, *others: Any) -> Any:
 
 def _row(cache: Any, row: int) -> Any:
     """The state of one sequence of a batch."""
+    if isinstance(cache, Cache):
+        return cache.select([row])
     return _map(cache, lambda tensor: tensor[row : row + 1].clone())
 
 
@@ -145,4 +159,6 @@ def _stack(caches: list[Any]) -> Any:
     """States of single sequences as one batch."""
     if caches[0] is None:
         raise ZooError("the model has read nothing yet: read the prompt first")
+    if isinstance(caches[0], Cache):
+        return Cache.stack(caches)
     return _map(caches[0], lambda *tensors: torch.cat(tensors), *caches[1:])

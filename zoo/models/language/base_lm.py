@@ -14,6 +14,7 @@ from transformers import (
     AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
+    PretrainedConfig,
     PreTrainedTokenizerBase,
 )
 from transformers.utils.logging import (
@@ -23,6 +24,7 @@ from transformers.utils.logging import (
 )
 
 from zoo.errors import ZooError
+from zoo.models.language.mamba import MambaLM, is_mamba_config
 from zoo.models.registry import register_model
 
 
@@ -110,9 +112,17 @@ def find_causal_lm(source: str | Path) -> str:
 
 
 def load_causal_lm(source: str | Path, **options: Any) -> nn.Module:
-    """A causal LM in eval mode; see :func:`find_causal_lm`. ``options`` are transformers' own."""
+    """A causal LM in eval mode; see :func:`find_causal_lm`.
+
+    Mamba and Mamba-2, in their authors' layout or that of transformers, are ours; all others are of
+    transformers, and ``options`` its own (``dtype`` for both).
+    """
     found = find_causal_lm(source)
     try:
+        config, _ = PretrainedConfig.get_config_dict(found)
+        if is_mamba_config(config):
+            place = found if Path(found).is_dir() else f"hf://{found}"
+            return MambaLM.from_pretrained(place, config, **options).eval()
         with _silently():
             return AutoModelForCausalLM.from_pretrained(found, **options).eval()
     except OSError as error:
@@ -122,6 +132,8 @@ def load_causal_lm(source: str | Path, **options: Any) -> nn.Module:
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer beside a causal LM."""
     found = find_causal_lm(source)
+    if found.startswith("state-spaces/"):  # their repositories hold none
+        found = "EleutherAI/gpt-neox-20b"
     try:
         return AutoTokenizer.from_pretrained(found)
     except (OSError, ValueError) as error:
