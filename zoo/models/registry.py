@@ -1,8 +1,8 @@
 """The models by name: ``@register_model`` enters one, ``create_model`` builds one.
 
 A model's module is found by its name: ``vmamba_tiny`` stands in ``zoo/models/<family>/vmamba.py``,
-so that building one model imports one paper. Only a name that fits no file, or a listing, imports
-all.
+``mambabcd_tiny`` where a function of that name is written, so that building one model imports one
+paper. Only a listing, or a name that is nowhere, imports all.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatch
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from zoo.errors import ZooError
@@ -90,11 +92,22 @@ def _systems() -> dict[str, str]:
     }
 
 
+def _defines(module: str, name: str) -> bool:
+    """Whether the source of a module that is not imported has a function of this name."""
+    spec = find_spec(module)
+    origin = spec.origin if spec else None
+    return bool(origin) and f"\ndef {name}(" in Path(str(origin)).read_text(encoding="utf-8")
+
+
 def model_info(name: str) -> ModelInfo:
     """Family, system, source and builder of a model; an unknown name is a :class:`ZooError`."""
     if name not in _models:
         for module, system in _systems().items():
             if name.startswith(system):
+                import_module(module)
+    if name not in _models:
+        for module in _systems():
+            if _defines(module, name):
                 import_module(module)
     if name not in _models:
         known = list_models()
