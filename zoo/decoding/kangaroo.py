@@ -101,7 +101,7 @@ class Kangaroo(Method):
                 0,
                 self.exit_layer,
                 positions,
-                past_key_values=session.cache,
+                cache=session.cache,
                 **arguments,
             )
         return hidden[:, 0]
@@ -141,7 +141,7 @@ class Kangaroo(Method):
                 self.exit_layer,
                 len(self._target),
                 positions,
-                past_key_values=session.cache,
+                cache=session.cache,
                 **arguments,
             )
         return Scores(self._target.head(self._target.norm(hidden)), None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,19 +12,13 @@ from torch import Tensor, nn
 from zoo.decoding.session import Scores, Session
 from zoo.errors import ZooError
 from zoo.layers.cache import Cache
-
-#: What a recurrent model calls its states; transformers renamed them in version 5.
-CACHE_NAMES = ("cache", "cache_params")
+from zoo.models.language.layers import cache_name
 
 
 def is_recurrent(model: nn.Module) -> bool:
     """Whether the model keeps a state of constant size in place of keys."""
-    return _cache_name(model) is not None
-
-
-def _cache_name(model: nn.Module) -> str | None:
-    parameters = inspect.signature(model.forward).parameters
-    return next((name for name in CACHE_NAMES if name in parameters), None)
+    # transformers marks such models; ours make their states themselves
+    return getattr(model, "_is_stateful", hasattr(model, "allocate_cache"))
 
 
 class RecurrentSession(Session):
@@ -43,7 +36,7 @@ class RecurrentSession(Session):
                 f"{type(model).__name__} mixes attention and recurrent layers, which has no tree "
                 "session: use a model with one kind of layers"
             )
-        self._name = _cache_name(model) or CACHE_NAMES[0]
+        self._name = cache_name(model.forward)
         self._states: list[Any] = [None] * batch_size  # of the committed part
         self._nodes: list[list[Any]] = [[] for _ in range(batch_size)]  # of the open nodes
 

@@ -14,6 +14,7 @@ from zoo.decoding.attention import Attention, OpenTree
 from zoo.decoding.cache import TreeCache
 from zoo.decoding.tree import PADDING, ancestor_matrix
 from zoo.errors import ZooError
+from zoo.models.language.layers import cache_name
 from zoo.ops.tree_attention import pack_ancestors
 
 
@@ -102,6 +103,7 @@ class AttentionSession(Session):
         self.cache = TreeCache()
         self.attention = Attention(model)
         self.parents = torch.empty(batch_size, 0, dtype=torch.long, device=self.device)
+        self._cache_name = cache_name(model.forward)
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._last_position = getattr(model.config, "max_position_embeddings", 1 << 30) - 1
 
@@ -183,9 +185,9 @@ class AttentionSession(Session):
             out = self.model(
                 **inputs,
                 position_ids=positions,
-                past_key_values=self.cache,
                 use_cache=True,
                 output_hidden_states=hidden is not None,
+                **{self._cache_name: self.cache},
                 **arguments,
             )
         if not hasattr(out, "logits"):

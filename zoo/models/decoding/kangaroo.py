@@ -21,6 +21,7 @@ from transformers.models.llama.modeling_llama import (
     LlamaRotaryEmbedding,
 )
 
+from zoo.models.language.layers import cache_name
 from zoo.models.registry import register_model
 
 
@@ -87,7 +88,7 @@ class KangarooAdapter(nn.Module):
         inputs_embeds: Tensor,
         position_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """States ``[B, n, d]`` of the exit layer -> ``last_hidden_state`` ``[B, n, d]``."""
@@ -97,19 +98,17 @@ class KangarooAdapter(nn.Module):
             config=self.config,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
             position_ids=position_ids,
+            **{cache_name(create_causal_mask): cache},
         )
         hidden = self.layers[0](
             inputs_embeds,
             position_embeddings=self.rotary_emb(inputs_embeds, position_ids=position_ids),
             attention_mask=mask,
-            past_key_values=past_key_values,
+            **{cache_name(self.layers[0].self_attn.forward): cache},
             **kwargs,
         )
-        return BaseModelOutputWithPast(
-            last_hidden_state=self.norm(hidden), past_key_values=past_key_values
-        )
+        return BaseModelOutputWithPast(self.norm(hidden), cache)
 
     def remap_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """Official keys to ours: rotary buffers and the target's head are left out."""

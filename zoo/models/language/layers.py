@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
 from zoo.errors import ZooError
+
+#: What models and layers call the cache they take and return; version 5.24 of transformers renamed
+#: two of them to the first.
+CACHE_NAMES = ("cache", "past_key_values", "cache_params")
+
+
+def cache_name(forward: Callable[..., Any]) -> str:
+    """The argument of a model's, layer's or mask's function that takes the cache.
+
+    Raises:
+        ZooError: if it takes none.
+    """
+    arguments = inspect.signature(forward).parameters
+    for name in CACHE_NAMES:
+        if name in arguments:
+            return name
+    raise ZooError(
+        f"{getattr(forward, '__qualname__', forward)} takes no cache: expected an argument "
+        f"{', '.join(CACHE_NAMES[:-1])} or {CACHE_NAMES[-1]}"
+    )
 
 
 class SplitDecoder:
@@ -28,6 +50,7 @@ class SplitDecoder:
                 "like LlamaForCausalLM"
             )
         self.model, self.decoder = model, decoder
+        self._cache_name = cache_name(decoder.layers[0].forward)
 
     def __len__(self) -> int:
         return len(self.decoder.layers)
@@ -42,6 +65,7 @@ class SplitDecoder:
         first: int,
         last: int,
         positions: Tensor,
+        cache: Any = None,
         attention_mask: Any = None,
         **arguments: Any,
     ) -> Tensor:
@@ -51,8 +75,9 @@ class SplitDecoder:
             hidden: ``[B, n, d]``.
             first, last: from 0 to the number of layers.
             positions: int64 ``[B, n]``.
+            cache: keys and values of all layers.
             attention_mask: of four dimensions, or one for each kind of layer.
-            arguments: of the layers, such as ``past_key_values``.
+            arguments: more of the layers' own.
         """
         rotary = self.decoder.rotary_emb(hidden, position_ids=positions)
         kinds = getattr(self.model.config, "layer_types", None)
@@ -66,6 +91,7 @@ class SplitDecoder:
                 position_embeddings=rotary,
                 position_ids=positions,
                 use_cache=True,
+                **{self._cache_name: cache},
                 **arguments,
             )
         return hidden
