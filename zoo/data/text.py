@@ -25,6 +25,10 @@ class TextDataModule(DataModule):
     """Samples are ``(ids, mask)``: int64 ``[length]``, and float ``[length]`` with 1 where a token
     counts as something to be predicted.
 
+    Where ``separate`` is set, a third part says which document a token belongs to, int32
+    ``[length]``, for models that let nothing pass from one to the next; the first token of a
+    document does not count then.
+
     Args:
         length: tokens of a sample.
         kwargs: see :class:`zoo.data.DataModule`.
@@ -32,6 +36,8 @@ class TextDataModule(DataModule):
 
     #: None where the tokens stand for themselves.
     tokenizer: PreTrainedTokenizerBase | None = None
+    #: Whether samples say which document a token belongs to.
+    separate: bool = False
 
     def __init__(self, length: int = 256, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -44,7 +50,7 @@ class TextDataModule(DataModule):
     def vocab_size(self) -> int:
         """Number of different tokens."""
 
-    def train_transform(self, sample: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def train_transform(self, sample: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """As it is."""
         return sample
 
@@ -52,17 +58,34 @@ class TextDataModule(DataModule):
 
 
 class Blocks(Source):
-    """A long row of tokens, cut into samples."""
+    """A long row of tokens, cut into samples.
 
-    def __init__(self, tokens: Tensor, length: int) -> None:
-        self.blocks = tokens[: len(tokens) // length * length].view(-1, length)
+    Args:
+        tokens: ``[N]``.
+        length: of a sample.
+        owners: ``[N]``, the document of each token, if samples shall keep them apart.
+    """
+
+    def __init__(self, tokens: Tensor, length: int, owners: Tensor | None = None) -> None:
+        whole = len(tokens) // length * length
+        self.blocks = tokens[:whole].view(-1, length)
+        self.owners = None if owners is None else owners[:whole].view(-1, length)
 
     def __len__(self) -> int:
         return len(self.blocks)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
         block = self.blocks[index].long()
-        return block, torch.ones(len(block))
+        if self.owners is None:
+            return block, torch.ones(len(block))
+        return block, *packed(self.owners[index])
+
+
+def packed(owners: Tensor) -> tuple[Tensor, Tensor]:
+    """Mask, and documents counted from 0, of a block whose tokens belong to ``owners`` ``[T]``."""
+    begins = torch.zeros(len(owners), dtype=torch.int32)
+    begins[1:] = owners[1:] != owners[:-1]
+    return 1.0 - begins, begins.cumsum(0, dtype=torch.int32)
 
 
 class PythonSource(TextDataModule):
@@ -75,14 +98,20 @@ class PythonSource(TextDataModule):
         length: tokens of a sample.
         vocab_size: of the tokenizer.
         max_bytes: how much text is read.
+        separate: keep the files apart, see :class:`TextDataModule`.
         kwargs: see :class:`zoo.data.DataModule`.
     """
 
     def __init__(
-        self, length: int = 256, vocab_size: int = 1024, max_bytes: int = 3_000_000, **kwargs: Any
+        self,
+        length: int = 256,
+        vocab_size: int = 1024,
+        max_bytes: int = 3_000_000,
+        separate: bool = False,
+        **kwargs: Any,
     ) -> None:
         super().__init__(length, **kwargs)
-        self._vocab_size, self.max_bytes = vocab_size, max_bytes
+        self._vocab_size, self.max_bytes, self.separate = vocab_size, max_bytes, separate
         self._texts: dict[str, list[str]] | None = None
 
     @property
@@ -124,7 +153,10 @@ class PythonSource(TextDataModule):
             self.tokenizer = train_tokenizer(self.texts("train"), self._vocab_size)
         texts = self.texts(split)
         ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
-        return Blocks(torch.tensor([token for text in ids for token in text]), self.length)
+        tokens = torch.tensor([token for text in ids for token in text])
+        lengths = torch.tensor([len(text) for text in ids])
+        owners = torch.arange(len(ids)).repeat_interleave(lengths)
+        return Blocks(tokens, self.length, owners if self.separate else None)
 
 
 def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,16 +69,19 @@ class LanguageModeling(Task):
 
     def check_data(self, data: DataModule) -> None:
         """The data must be text, and the vocabulary large enough."""
-        check_vocabulary(data, self.model, "model.init_args.model_args.vocab_size")
+        apart = "seq_idx" in inspect.signature(self.model.forward).parameters
+        check_vocabulary(data, self.model, "model.init_args.model_args.vocab_size", apart)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         """Cross-entropy of the next tokens."""
-        ids, mask = batch
-        return self.log_loss(masked_mean(*self._losses(ids, mask)[:2]), len(ids))
+        return self.log_loss(masked_mean(*self._losses(*batch)[:2]), len(batch[0]))
 
-    def _losses(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _losses(
+        self, ids: Tensor, mask: Tensor, seq_idx: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Losses ``[B, T - 1]``, their mask, and whether the best guess is right."""
-        logits = self._current()(input_ids=ids, use_cache=False).logits[:, :-1]
+        documents = {} if seq_idx is None else {"seq_idx": seq_idx}
+        logits = self._current()(input_ids=ids, use_cache=False, **documents).logits[:, :-1]
         targets = ids[:, 1:]
         losses = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
         return losses.view_as(targets), mask[:, 1:], logits.argmax(-1) == targets
@@ -85,17 +89,17 @@ class LanguageModeling(Task):
     def _current(self) -> nn.Module:
         return self.model if self.training else self.eval_model
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
         """Measure one batch."""
         self._evaluate(batch)
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def test_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
         """Measure one batch, by position too."""
         self._by_position.append(self._evaluate(batch).mean(0).cpu())
         if self.decoding_test is not None and not self._texts:
             self._texts.append(batch[0])
 
-    def _evaluate(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+    def _evaluate(self, batch: tuple[Tensor, ...]) -> Tensor:
         losses, mask, right = self._losses(*batch)
         if mask.sum() > 0:
             self.eval_loss.update(masked_mean(losses, mask), mask.sum())
@@ -174,12 +178,24 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     return (values * mask).sum() / mask.sum().clamp_min(1)
 
 
-def check_vocabulary(data: DataModule, model: nn.Module, key: str) -> None:
-    """The data must be text, and the model must know all its tokens."""
+def check_vocabulary(data: DataModule, model: nn.Module, key: str, apart: bool = False) -> None:
+    """The data must be text, and the model must know all its tokens.
+
+    Args:
+        data: of the run.
+        model: the causal LM.
+        key: of the recipe that sets its vocabulary.
+        apart: whether documents that share a sample can be kept apart.
+    """
     if not isinstance(data, TextDataModule):
         raise ZooError(
             f"data.class_path: {type(data).__name__} has no tokens, expected a class such as "
             "zoo.data.text.PythonSource"
+        )
+    if data.separate and not apart:
+        raise ZooError(
+            f"data.init_args.separate: {type(model).__name__} cannot keep documents apart here, "
+            "expected a model such as mamba_130m in language modeling: set it to false"
         )
     known = model.config.vocab_size
     if data.vocab_size > known:
