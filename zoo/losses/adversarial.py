@@ -24,16 +24,20 @@ def relativistic_lsgan(real: Tensor, fake: Tensor, generator: bool) -> Tensor:
 
 
 class VGGLoss(nn.Module):
-    """Perceptual and style distance in VGG16's feature maps; see :meth:`forward`."""
+    """Perceptual and style distance in VGG16's feature maps, as the inpainting paper's code has it.
+
+    Content: relu1_1, 2_1, 3_1, 4_1, 5_1. Style: relu2_2, 3_3, 4_3, and for relu5_2 the block of
+    conv5_1 (pooling, convolution, ReLU) twice, which is what that code computes.
+    """
 
     #: Places after ReLUs in torchvision's ``vgg16().features``.
-    CONTENT = (1, 6, 11, 18, 25)  # relu1_1, 2_1, 3_1, 4_1, 5_1
-    STYLE = (8, 15, 22, 27)  # relu2_2, 3_3, 4_3, 5_2
+    CONTENT = (1, 6, 11, 18, 25)
+    STYLE = (8, 15, 22)
+    _BLOCK5 = slice(23, 26)
 
     def __init__(self) -> None:
         super().__init__()
-        last = max(self.CONTENT + self.STYLE) + 1
-        features = torchvision.models.vgg16(weights=None).features[:last]
+        features = torchvision.models.vgg16(weights=None).features[: self._BLOCK5.stop]
         for module in features:
             if isinstance(module, nn.ReLU):
                 module.inplace = False  # later layers must not change what is compared
@@ -48,19 +52,20 @@ class VGGLoss(nn.Module):
         """Mean absolute differences of feature maps and of their Gram matrices (over C H W).
 
         Args:
-            image, target: [B, 3, H, W]; the inpainting paper's code gives them in -1..1.
+            image, target: [B, 3, H, W], 32 pixels or more; the paper's code gives them in -1..1.
         """
         a, b = self._maps(image), self._maps(target)
-        content = sum(l1_loss(a[i], b[i]) for i in self.CONTENT)
-        style = sum(l1_loss(_gram(a[i]), _gram(b[i])) for i in self.STYLE)
-        return torch.as_tensor(content), torch.as_tensor(style)
+        content = [l1_loss(a[i], b[i]) for i in self.CONTENT]
+        style = [l1_loss(_gram(a[i]), _gram(b[i])) for i in (*self.STYLE, -1)]
+        return torch.stack(content).sum(), torch.stack(style).sum()
 
     def _maps(self, x: Tensor) -> Sequence[Tensor]:
+        """The output of each layer, then that of the fifth block's second pass."""
         maps = []
         for layer in self.features:
             x = layer(x)
             maps.append(x)
-        return maps
+        return [*maps, self.features[self._BLOCK5](x)]
 
 
 def _gram(x: Tensor) -> Tensor:

@@ -5,12 +5,14 @@ ECCV 2020 (arXiv 2007.06929). Shallow encoder maps carry texture, deep ones stru
 filled by partial convolutions, fused, equalised (channel weights and bilateral propagation) and
 given back to every level of a U-Net.
 
-The authors' three checkpoint files (``*_net_EN.pth``, ``*_net_DE.pth``, ``*_net_MEDFE.pth``) hold
-the keys of ``encoder``, ``decoder`` and ``mutual`` here. Their code, with which the weights were
-trained, differs from the intent; ``legacy=True`` follows it: the propagated maps are reshaped
-without a transposition, and the hole mask at the reduced size is (nearly) always empty. In their
-checkpoints the "ones" of the partial convolutions' masks are random, too. With random weights the
-output agrees with the authors' code to 1e-5 of its largest value.
+The authors' three checkpoint files (``*_net_EN.pth``, ``*_net_DE.pth``, ``*_net_MEDFE.pth``) are
+those of ``encoder``, ``decoder`` and ``mutual`` here, and load into them as they are. The code with
+which they were trained differs from the intent; ``legacy=True`` follows it: the propagated maps are
+reshaped without a transposition, and the hole mask at the reduced size is (nearly) always empty. In
+the checkpoints the "ones" of the partial convolutions' masks are random, too. With random weights,
+output and gradients agree with the authors' code to 1e-5 of the largest value
+(KumapowerLIU/Rethinking-Inpainting-MEDFE at 33b420d; encoder, decoder and discriminator as
+SanderGielisse/MEDFE-CAE at a3c0a7a keeps them).
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ class MEDFE(nn.Module):
 
     Args:
         ngf: channels of the first stage (the authors' name).
+        res_num: residual blocks behind the encoder.
         equalise: with feature equalisation; False gives the fused features back as they are.
         mutual: with the mutual block; False is a plain U-Net, whose two images are None.
         legacy: follow the authors' code, see above.
@@ -50,6 +53,7 @@ class MEDFE(nn.Module):
     def __init__(
         self,
         ngf: int = 64,
+        res_num: int = 4,
         equalise: bool = True,
         mutual: bool = True,
         legacy: bool = False,
@@ -58,8 +62,8 @@ class MEDFE(nn.Module):
         super().__init__()
         if reduction not in (16, 32, 64):
             raise ZooError(f"reduction {reduction}, expected 16, 32 or 64")
-        self.stride = reduction
-        self.encoder = Encoder(ngf, reduction)
+        self.stride, self.least = reduction, 3 * reduction
+        self.encoder = Encoder(ngf, res_num, reduction)
         self.mutual = MutualBlock(ngf, equalise, legacy, reduction) if mutual else None
         self.decoder = Decoder(ngf, reduction)
         for module in self.modules():
@@ -71,10 +75,10 @@ class MEDFE(nn.Module):
     def forward(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Image with holes -> picture, structure image, texture image."""
         check_multiple(image, self.stride)
-        if min(image.shape[-2:]) < 3 * self.stride:
+        if min(image.shape[-2:]) < self.least:
             raise ZooError(
                 f"an image of {image.shape[-2]}x{image.shape[-1]} pixels, expected at least "
-                f"{3 * self.stride} on each side"
+                f"{self.least} on each side"
             )
         colour = image.new_tensor(HOLE_COLOUR)[:, None, None] * 2 / 255 - 1
         painted = image * (1 - mask) + colour * mask
@@ -86,24 +90,24 @@ class MEDFE(nn.Module):
 
     def remap_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """Keys of the three files, put together, -> ours; ours are left as they are."""
-        places = {"pc_block.": "mutual.", "loss.0.down_model.": "mutual.side."}
-        places |= {f"Encoder_{i}.": f"encoder.Encoder_{i}." for i in range(1, 7)}
-        places |= {f"Decoder_{i}.": f"decoder.Decoder_{i}." for i in range(1, 7)}
-        places["middle."] = "encoder.middle."
+        mutual = MutualBlock.remap_state_dict
         renamed = {}
         for name, value in state_dict.items():
-            for theirs, ours in places.items():
-                if name.startswith(theirs):
-                    name = ours + name.removeprefix(theirs)
-                    break
-            renamed[name] = value
+            if name.startswith(("Encoder_", "middle.")):
+                renamed[f"encoder.{name}"] = value
+            elif name.startswith("Decoder_"):
+                renamed[f"decoder.{name}"] = value
+            elif name.startswith(("pc_block.", "loss.")):
+                renamed |= {f"mutual.{ours}": value for ours in mutual({name: value})}
+            else:
+                renamed[name] = value
         return renamed
 
 
 class Encoder(nn.Module):
-    """Six convolutions of stride 2, then four dilated residual blocks at the last size."""
+    """Six convolutions of stride 2, then dilated residual blocks at the last size."""
 
-    def __init__(self, ngf: int, reduction: int) -> None:
+    def __init__(self, ngf: int = 64, res_num: int = 4, reduction: int = 64) -> None:
         super().__init__()
         widths = [6, ngf, 2 * ngf, 4 * ngf, 8 * ngf, 8 * ngf, 8 * ngf]
         for i in range(1, 7):
@@ -111,7 +115,7 @@ class Encoder(nn.Module):
             norm = [nn.InstanceNorm2d(widths[i], affine=True)] if 1 < i < 6 else []
             conv = nn.Conv2d(widths[i - 1], widths[i], *_halving(i, reduction))
             self.add_module(f"Encoder_{i}", _Unit(*act, conv, *norm))
-        self.middle = nn.Sequential(*(ResidualBlock(8 * ngf) for _ in range(4)))
+        self.middle = nn.Sequential(*(ResidualBlock(8 * ngf) for _ in range(res_num)))
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """[B, 6, H, W] -> six maps, strides 2 to 64."""
@@ -146,7 +150,7 @@ class ResidualBlock(nn.Module):
 class Decoder(nn.Module):
     """Six transposed convolutions with the encoder's maps beside them."""
 
-    def __init__(self, ngf: int, reduction: int) -> None:
+    def __init__(self, ngf: int = 64, reduction: int = 64) -> None:
         super().__init__()
         inputs = [8, 16, 16, 8, 4, 2]
         outputs = [8, 8, 4, 2, 1]
@@ -169,7 +173,9 @@ class Decoder(nn.Module):
 class MutualBlock(nn.Module):
     """Texture and structure branches, their fusion and equalisation (paper, section 3)."""
 
-    def __init__(self, ngf: int, equalise: bool, legacy: bool, reduction: int) -> None:
+    def __init__(
+        self, ngf: int = 64, equalise: bool = True, legacy: bool = False, reduction: int = 64
+    ) -> None:
         super().__init__()
         self.legacy = legacy
         mid, deep = 4 * ngf, 8 * ngf
@@ -211,6 +217,16 @@ class MutualBlock(nn.Module):
         ]
         maps = [f + a for f, a in zip(features, added, strict=True)]
         return maps, self.side(structure), self.side(texture)
+
+    @staticmethod
+    def remap_state_dict(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Keys of the authors' ``MEDFE`` file -> ours."""
+        sides = {"pc_block.": "", "loss.0.down_model.": "side."}
+        renamed = {}
+        for name, value in state_dict.items():
+            theirs = next((side for side in sides if name.startswith(side)), "")
+            renamed[sides.get(theirs, "") + name.removeprefix(theirs)] = value
+        return renamed
 
     def known(self, mask: Tensor) -> Tensor:
         """Hole mask [B, 1, H, W] -> 1 where the reduced map is known, [B, 1, H/8, W/8]."""
@@ -324,17 +340,18 @@ class UpTo(nn.Module):
 
 
 class PatchDiscriminator(nn.Module):
-    """Five convolutions of stride 2 under spectral norm: a score for each patch.
+    """Convolutions of stride 2 under spectral norm: a score for each patch.
 
     ``forward``: [B, 3, H, W] -> [B, 1, H/32, W/32].
 
     Args:
-        ndf: channels of the first (the authors' name).
+        ndf: channels of the first, doubled up to 8 times as many.
+        n_layers: convolutions between the first two and the last (the authors' names).
     """
 
-    def __init__(self, ndf: int = 64) -> None:
+    def __init__(self, ndf: int = 64, n_layers: int = 3) -> None:
         super().__init__()
-        widths = [3, ndf, 2 * ndf, 4 * ndf, 8 * ndf, 1]
+        widths = [3, *(ndf * min(2**i, 8) for i in range(n_layers + 1)), 1]
         layers: list[nn.Module] = []
         for a, b in pairwise(widths):
             layers += [spectral_norm(nn.Conv2d(a, b, 4, 2, 1)), nn.LeakyReLU(0.2)]
@@ -343,6 +360,19 @@ class PatchDiscriminator(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Image -> scores."""
         return self.model(image)
+
+    def remap_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Names of PyTorch's older spectral norm, in the authors' files, -> its present ones."""
+        places = {
+            "weight_orig": "parametrizations.weight.original",
+            "weight_u": "parametrizations.weight.0._u",
+            "weight_v": "parametrizations.weight.0._v",
+        }
+        renamed = {}
+        for name, value in state_dict.items():
+            module, _, last = name.rpartition(".")
+            renamed[f"{module}.{places.get(last, last)}"] = value
+        return renamed
 
 
 class _Unit(nn.Module):
