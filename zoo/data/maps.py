@@ -165,16 +165,22 @@ def read_image(path: Path) -> tv_tensors.Image:
 
 def read_labels(path: Path) -> np.ndarray:
     """Label file, a grey or palette picture -> its values, [H, W]."""
+    values = read_label_pixels(path)
+    if values.ndim != 2:
+        raise ZooError(f"{path}: {values.shape[2]} channels, expected a picture of one, labels")
+    return values
+
+
+def read_label_pixels(path: Path) -> np.ndarray:
+    """Label file as it is stored -> values [H, W], indices where it has a palette, or
+    [H, W, C]."""
     try:
         with Image.open(path) as picture:
-            values = np.asarray(picture)
+            return np.asarray(picture)
     except FileNotFoundError:
         raise ZooError(f"{path} is missing, expected a picture of labels") from None
     except OSError as error:
         raise ZooError(f"{path}: not a readable picture of labels") from error
-    if values.ndim != 2:
-        raise ZooError(f"{path}: {values.shape[2]} channels, expected a picture of one, labels")
-    return values
 
 
 def write_image(path: Path, pixels: np.ndarray) -> None:
