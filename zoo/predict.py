@@ -31,7 +31,7 @@ def _arguments() -> argparse.ArgumentParser:
         allow_abbrev=False,
         description="Apply a trained model to files of your own.",
     )
-    parser.add_argument("files", nargs="+", type=Path, help="files, or folders of files")
+    parser.add_argument("files", nargs="+", type=Path, help="files or folders, as the task takes them")
     parser.add_argument(
         "--checkpoint", type=Path, metavar="RUN", help="run's folder, or .ckpt file"
     )
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
     if output.exists():
         raise ZooError(f"--output: {output} exists already, expected the name of a new folder")
     task, data = _load(arguments)
-    files = _find(arguments.files, task)
+    files = task.find_inputs(arguments.files)
     part = output.with_name(f".{output.name}.part")
     part.mkdir(parents=True)
     try:
@@ -95,27 +95,6 @@ def _load(arguments: argparse.Namespace) -> tuple[Task, DataModule]:
         arguments.model, arguments.num_classes, pretrained=arguments.pretrained
     )
     return task, task.default_data()
-
-
-def _find(sources: list[Path], task: Task) -> list[Path]:
-    """The files themselves, and all files in folders that the task can read."""
-    files: list[Path] = []
-    for source in sources:
-        if not source.is_dir():
-            files.append(source)
-            continue
-        found = sorted(
-            path
-            for path in source.rglob("*")
-            if path.suffix.lower() in task.input_suffixes and path.is_file()
-        )
-        if not found:
-            endings = " ".join(sorted(task.input_suffixes))
-            raise ZooError(
-                f"{source} holds no files to predict, expected files ending in {endings}"
-            )
-        files += found
-    return files
 
 
 if __name__ == "__main__":

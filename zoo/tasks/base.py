@@ -161,11 +161,39 @@ class Task(pl.LightningModule, ABC):
         """Pictures of the last test, by file name without ending."""
         return {}
 
+    def find_inputs(self, sources: Sequence[Path]) -> Sequence[Any]:
+        """What :meth:`predict_files` takes, from a command's files and folders: the files
+        themselves, and all in folders that end in one of ``input_suffixes``.
+
+        A task whose inputs are not single files, such as pairs, says here how they are given.
+
+        Raises:
+            ZooError: a folder holds none.
+        """
+        files: list[Path] = []
+        for source in sources:
+            if not source.is_dir():
+                files.append(source)
+                continue
+            found = sorted(
+                path
+                for path in source.rglob("*")
+                if path.suffix.lower() in self.input_suffixes and path.is_file()
+            )
+            if not found:
+                endings = " ".join(sorted(self.input_suffixes))
+                raise ZooError(
+                    f"{source} holds no files to predict, expected files ending in {endings}"
+                )
+            files += found
+        return files
+
     @abstractmethod
     def predict_files(
-        self, files: Sequence[Path], data: DataModule, folder: Path
+        self, files: Sequence[Any], data: DataModule, folder: Path
     ) -> list[dict[str, Any]]:
-        """Apply the task to files and write pictures of the results into ``folder``.
+        """Apply the task to what :meth:`find_inputs` found and write pictures of the results into
+        ``folder``.
 
         Returns:
             a row for each file, with the same columns.
