@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -26,6 +27,7 @@ from torchvision.ops import box_convert, generalized_box_iou_loss
 
 from zoo.errors import ZooError
 from zoo.layers.mamba import Mamba
+from zoo.layers.mamba_block import MambaBlock
 from zoo.layers.norms import add_norm
 from zoo.layers.sine_embedding import sine_embedding
 from zoo.layers.ssm_init import s4d_real_log
@@ -142,8 +144,9 @@ class MambaEncoder(nn.Module):
         self.d_model = d_model
         # the authors' "vocabulary": a bias-free linear layer, its weight stored transposed
         self.embedding = nn.Embedding(v_size, d_model)
-        self.layers = nn.ModuleList(Block(d_model) for _ in range(n_layer))
-        self.norm_f = nn.RMSNorm(d_model, eps=1e-5)
+        norm = partial(nn.RMSNorm, d_model, eps=1e-5)
+        self.layers = nn.ModuleList(MambaBlock(Mamba(d_model), norm) for _ in range(n_layer))
+        self.norm_f = norm()
         nn.init.normal_(self.embedding.weight, std=0.02)
         with torch.no_grad():
             for layer in self.layers:
@@ -155,20 +158,6 @@ class MambaEncoder(nn.Module):
         for layer in self.layers:
             x, residual = layer(x, residual)
         return add_norm(x, residual, self.norm_f)[0]
-
-
-class Block(nn.Module):
-    """Add to the residual stream, normalise, mix."""
-
-    def __init__(self, d_model: int) -> None:
-        super().__init__()
-        self.mixer = Mamba(d_model)
-        self.norm = nn.RMSNorm(d_model, eps=1e-5)
-
-    def forward(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Output of the block before and the stream [B, L, C] (None at first) to the same."""
-        x, residual = add_norm(x, residual, self.norm)
-        return self.mixer(x), residual
 
 
 class TimeInfoDecoder(nn.Module):
