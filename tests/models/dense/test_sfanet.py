@@ -87,6 +87,13 @@ def test_vgg_takes_torchvisions_weights():
         ours.remap_state_dict({"features.0.weight": torch.zeros(64, 3, 3, 3)})
 
 
+def test_files_without_counted_batches_load(tmp_path):
+    model = MSegNet(width=4)
+    state = {k: v for k, v in model.state_dict().items() if "num_batches" not in k}
+    torch.save({"epoch": 3, "model_state_dict": state}, tmp_path / "trainer_ckpt.tar")
+    zoo.load_pretrained(model, tmp_path / "trainer_ckpt.tar")
+
+
 def test_unpooling_keeps_every_maximum_at_its_place():
     x = torch.randn(1, 3, 8, 8)
     pooled, places = max_pool2d(x, 2, return_indices=True)
