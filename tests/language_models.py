@@ -82,7 +82,7 @@ def method_options(model: nn.Module) -> dict[str, dict]:
         "specdec_pp": {"draft": draft, "head": AcceptanceHead(WIDTH, 2), "threshold": 0.5},
     }
     if hasattr(model, "model") and hasattr(model.model, "layers"):
-        adapter = KangarooAdapter.from_config({}, model.config)
+        adapter = KangarooAdapter.for_target(model)
         options["kangaroo"] = {"adapter": adapter, "threshold": 0.05}
         prefix = {"intermediate_size": 48, "num_attention_heads": 4}
         heads = HydraHeads(WIDTH, VOCAB, 4, 2, arch="prefix-mlp", prefix=prefix, **head)

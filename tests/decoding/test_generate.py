@@ -118,7 +118,7 @@ def test_methods_are_listed() -> None:
 )
 def test_heads_go_to_disk_and_back(tmp_path, llama, head) -> None:
     save_head(head, tmp_path)
-    again = head_for(type(head), tmp_path, llama)
+    again = head_for((type(head),), type(head).for_target, tmp_path, llama)
     for name, t in head.state_dict().items():
         torch.testing.assert_close(again.state_dict()[name], t)
 

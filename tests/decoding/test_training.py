@@ -20,12 +20,8 @@ from zoo.errors import ZooError
 from zoo.generate import main as generate_command
 from zoo.tasks.base import OptimizerSettings, ScheduleSettings
 from zoo.tasks.decoding_test import DecodingTest
-from zoo.tasks.draft_heads import (
-    AcceptanceTraining,
-    AdapterTraining,
-    DraftModelTraining,
-    TokenHeadTraining,
-)
+from zoo.tasks.draft_heads import AdapterTraining, TokenHeadTraining
+from zoo.tasks.draft_models import AcceptanceTraining, DraftModelTraining
 from zoo.tasks.language_modeling import LanguageModeling
 
 SHAPE = dict(

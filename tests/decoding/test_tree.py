@@ -12,7 +12,7 @@ from zoo.decoding.tree import (
     best_static_tree,
     best_subtree,
 )
-from zoo.decoding.tree_templates import MEDUSA, TOKEN_RECYCLING
+from zoo.decoding.tree_templates import MEDUSA_TREES, TOKEN_RECYCLING, find_tree
 from zoo.errors import ZooError
 
 
@@ -28,11 +28,29 @@ def test_choices_are_sorted_and_linked() -> None:
 
 
 def test_published_templates_have_their_published_sizes() -> None:
-    recycling = Tree.from_choices(TOKEN_RECYCLING)
+    recycling = find_tree(TOKEN_RECYCLING)
     assert [len(level) for level in recycling.levels] == [8, 21, 25, 15, 8, 3]
-    medusa = Tree.from_choices(MEDUSA)
+    medusa = find_tree("mc_sim_7b_63")
     assert [len(level) for level in medusa.levels] == [10, 28, 23, 2]
-    assert len(medusa.paths) == 42
+    leaves = {name: len(find_tree(name).paths) for name in MEDUSA_TREES}
+    assert leaves == {
+        "mc_sim_7b_63": 42,
+        "vicuna_7b_stage1": 44,
+        "vicuna_7b_stage1_ablation": 42,
+        "vicuna_7b_stage2": 42,
+        "vicuna_13b_stage1": 44,
+        "vicuna_13b_stage2": 42,
+        "vicuna_33b_stage1": 46,
+        "vicuna_33b_stage2": 43,
+        "zephyr_stage2": 44,
+    }
+    for name in MEDUSA_TREES:
+        tree = find_tree(name)
+        assert len(tree) == 64
+        paths = [[tree.ranks[n] for n in tree.path(node)[1:]] for node in range(1, 64)]
+        assert Tree.from_choices(paths).parents == tree.parents  # in the order of paths
+    with pytest.raises(ZooError, match=r"no tree 'x': expected one of mc_sim"):
+        find_tree("x")
 
 
 def test_ancestors_of_random_trees_agree_with_their_paths() -> None:

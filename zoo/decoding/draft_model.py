@@ -32,17 +32,20 @@ class DraftModelMethod(Method):
     def __init__(self, draft: nn.Module | str | Path) -> None:
         self.draft = draft
 
-    def start(self, run: Run, prompt: Scores | None) -> None:
-        """Load the draft model and open its cache."""
+    def load(self, model: nn.Module) -> None:
+        """Load the draft model."""
         if not isinstance(self.draft, nn.Module):
             self.draft = load_causal_lm(self.draft)
-        parameter = next(run.model.parameters())
+        parameter = next(model.parameters())
         self.draft.to(device=parameter.device, dtype=parameter.dtype)
-        mine, theirs = self.draft.config.vocab_size, run.model.config.vocab_size
+        mine, theirs = self.draft.config.vocab_size, model.config.vocab_size
         if mine != theirs:
             raise ZooError(
                 f"the draft model has {mine} tokens, the target {theirs}: both need one vocabulary"
             )
+
+    def start(self, run: Run, prompt: Scores | None) -> None:
+        """Open the draft model's cache."""
         self.session = open_session(self.draft, len(run.sequences))
         run.draft_sessions.append(self.session)
 

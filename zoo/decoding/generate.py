@@ -180,6 +180,7 @@ def generate(
     if isinstance(verifier, str):
         verifier = make_verifier(verifier)
 
+    method.load(model)
     run = Run(open_session(model, len(prompts)), sampler, prompts, stop)
     rows = [_Sequence(number) for number in range(len(prompts))]
     active = list(rows)

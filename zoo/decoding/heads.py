@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from torch import nn
 
-from zoo.checkpoints import load_pretrained, save_state_dict
+from zoo.checkpoints import load_pretrained, read_state_dict, save_state_dict
+from zoo.checkpoints.sources import locate
 from zoo.errors import ZooError
 from zoo.models.language.base_lm import trained_folder
-from zoo.models.registry import create_model
+from zoo.models.registry import create_model, list_models
 
-HeadT = TypeVar("HeadT", bound=nn.Module)
+HeadT = TypeVar("HeadT", bound=nn.Module, covariant=True)
 
 WEIGHTS = "model.safetensors"
+
+
+class Build(Protocol[HeadT]):
+    """Builds a head for a target; the method ``for_target`` of a head's class is one."""
+
+    def __call__(
+        self, target: nn.Module, settings: Mapping[str, Any], keys: Collection[str], /
+    ) -> HeadT:
+        """A head with fresh weights.
+
+        Args:
+            target: the model that it will stand beside.
+            settings: content of the head's ``config.json``, ours or the authors', empty if there is
+                none.
+            keys: names of the tensors in the head's file.
+        """
 
 
 def save_head(head: nn.Module, folder: str | Path) -> None:
@@ -28,36 +46,65 @@ def save_head(head: nn.Module, folder: str | Path) -> None:
     save_state_dict(head.state_dict(), folder / WEIGHTS)
 
 
-def head_for(cls: type[HeadT], source: HeadT | str | Path, model: nn.Module) -> HeadT:
+def head_for(
+    kinds: tuple[type[HeadT], ...],
+    build: Build[HeadT],
+    source: nn.Module | str | Path,
+    model: nn.Module,
+) -> HeadT:
     """A draft head, ready to be used beside ``model``.
 
     Args:
-        cls: its class, which says in ``from_config`` how to build it.
+        kinds: classes, one of which it must be of.
+        build: builds it for ``model``.
         source: the head itself; a name that a recipe exported it under, a folder that
             :func:`save_head` wrote or that the authors published; a file of weights;
             ``hf://owner/name``; or the name of a registered model.
     """
-    if not isinstance(source, nn.Module) and (trained_folder(str(source)) / WEIGHTS).is_file():
-        source = trained_folder(str(source))
-    if isinstance(source, nn.Module):
-        head = source
-    elif not Path(source).exists() and "/" not in str(source):
-        head = create_model(str(source), pretrained=True)
-    else:
-        head = cls.from_config(_settings(source), model.config)
-        load_pretrained(head, str(source))
-    if not isinstance(head, cls):
-        raise ZooError(f"{type(head).__name__} was given, expected {cls.__name__}")
+    head = source if isinstance(source, nn.Module) else _load(kinds, build, str(source), model)
+    if not isinstance(head, kinds):
+        raise ZooError(f"{type(head).__name__} was given, expected {_names(kinds)}")
     parameter = next(model.parameters())
     return head.to(device=parameter.device, dtype=parameter.dtype).eval()
 
 
-def _settings(source: str | Path) -> dict[str, Any]:
-    folder = Path(source)
-    file = (folder if folder.is_dir() else folder.parent) / "config.json"
-    if str(source).startswith("hf://"):
-        from huggingface_hub import hf_hub_download
+def _load(
+    kinds: tuple[type[HeadT], ...], build: Build[HeadT], source: str, model: nn.Module
+) -> nn.Module:
+    if (trained_folder(source) / WEIGHTS).is_file():
+        source = str(trained_folder(source))
+    elif not Path(source).exists() and "/" not in source:
+        if source not in list_models():
+            raise ZooError(
+                f"there are no heads '{source}': expected a folder or file with them, "
+                "hf://owner/name, the name of a registered model, or a name that a recipe exported "
+                "them under"
+            )
+        return create_model(source, pretrained=True)
+    keys = read_state_dict(source, mmap=True).keys()
+    settings = _settings(source)
+    saved_as = settings.get("head")
+    if saved_as is not None and saved_as not in (kind.__name__ for kind in kinds):
+        raise ZooError(f"{source} holds {saved_as}, expected {_names(kinds)}")
+    head = build(model, settings, keys)
+    load_pretrained(head, source)
+    return head
 
-        owner_name = "/".join(str(source).removeprefix("hf://").split("/")[:2])
-        file = Path(hf_hub_download(owner_name, "config.json"))
-    return json.loads(file.read_text()) if file.is_file() else {}
+
+def _names(kinds: tuple[type, ...]) -> str:
+    return " or ".join(kind.__name__ for kind in kinds)
+
+
+def _settings(source: str) -> dict[str, Any]:
+    """Content of the ``config.json`` beside the weights."""
+    if source.startswith("hf://"):
+        address, _, revision = source.partition("@")
+        repository = "/".join(address.split("/")[:4])
+        file = locate(f"{repository}/config.json@{revision}".rstrip("@")).files[0]
+    else:
+        folder = Path(source)
+        file = (folder if folder.is_dir() else folder.parent) / "config.json"
+    try:
+        return json.loads(file.read_text()) if file.is_file() else {}
+    except json.JSONDecodeError as error:
+        raise ZooError(f"{file} is no JSON: {error}") from error

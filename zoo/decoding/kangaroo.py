@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo.decoding.draft_model import chain_draft
 from zoo.decoding.heads import head_for
 from zoo.decoding.method import Method, Run, register_method
+from zoo.decoding.recurrent import is_recurrent
 from zoo.decoding.session import AttentionSession, Scores
 from zoo.decoding.stop_rules import Confidence
 from zoo.decoding.verify import Draft, Verdict
@@ -52,18 +53,24 @@ class Kangaroo(Method):
         #: Tokens that went through the shallow layers after the prompt.
         self.shallow_tokens = 0
 
-    def start(self, run: Run, prompt: Scores | None) -> None:
-        """Load the adapter and let it read the prompt's shallow states."""
-        if not isinstance(run.target, AttentionSession):
+    def load(self, model: nn.Module) -> None:
+        """Load the adapter."""
+        if is_recurrent(model):
             raise ZooError("Kangaroo needs a transformer as its target")
-        self._target = SplitDecoder(run.model)
+        self._target = SplitDecoder(model)
         if not 0 < self.exit_layer < len(self._target):
             raise ZooError(
                 f"exit_layer is {self.exit_layer}, but the target has {len(self._target)} layers"
             )
+        if self.adapter is not None:
+            self.adapter = head_for(
+                (KangarooAdapter,), KangarooAdapter.for_target, self.adapter, model
+            )
+
+    def start(self, run: Run, prompt: Scores | None) -> None:
+        """Let the adapter read the prompt's shallow states."""
         self._session: AttentionSession | None = None
         if self.adapter is not None:
-            self.adapter = head_for(KangarooAdapter, self.adapter, run.model)
             self._session = AttentionSession(self.adapter, len(run.sequences))
             run.draft_sessions.append(self._session)
             counts = [len(sequence) - 1 for sequence in run.sequences]

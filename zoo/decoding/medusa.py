@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo.decoding.heads import head_for
 from zoo.decoding.method import Method, Run, accepted_hidden, register_method
 from zoo.decoding.session import Scores
 from zoo.decoding.tree import Tree
-from zoo.decoding.tree_templates import MEDUSA
+from zoo.decoding.tree_templates import MEDUSA, find_tree
 from zoo.decoding.verify import Draft, Verdict
 from zoo.models.decoding.medusa import MedusaHeads
 
@@ -27,8 +27,8 @@ class Medusa(Method):
 
     Args:
         heads: the trained heads, or the folder or file they are in.
-        tree: paths of ranks; those deeper than there are heads are left out. By default the
-            authors' tree of 63 nodes.
+        tree: paths of ranks, or the name of a published tree; those deeper than there are heads are
+            left out. By default the authors' tree of 63 nodes.
     """
 
     name = "medusa"
@@ -38,15 +38,18 @@ class Medusa(Method):
     def __init__(
         self,
         heads: MedusaHeads | str | Path,
-        tree: Sequence[Sequence[int]] | Tree = MEDUSA,
+        tree: str | Sequence[Sequence[int]] | Tree = MEDUSA,
     ) -> None:
         self.heads = heads
-        self.tree = tree if isinstance(tree, Tree) else Tree.from_choices(tree)
+        self.tree = find_tree(tree)
+
+    def load(self, model: nn.Module) -> None:
+        """Load the heads."""
+        self.heads = head_for((MedusaHeads,), MedusaHeads.for_target, self.heads, model)
+        self.tree = self.tree.limited(self.heads.num_heads, model.config.vocab_size)
 
     def start(self, run: Run, prompt: Scores | None) -> None:
-        """Load the heads, and remember the state before the roots."""
-        self.heads = head_for(MedusaHeads, self.heads, run.model)
-        self.tree = self.tree.limited(self.heads.num_heads, run.model.config.vocab_size)
+        """Remember the state before the roots."""
         last = [len(sequence) - 2 for sequence in run.sequences]
         self._hidden = prompt.hidden[range(len(last)), last]  # [B, d]
 

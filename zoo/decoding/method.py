@@ -50,8 +50,9 @@ class Run:
 class Method(ABC):
     """One way of proposing candidates.
 
-    A step is ``propose``, ``score`` (the target reads the tree), verification, ``update``. One
-    object may serve several calls of :func:`zoo.decoding.generate`, one after the other.
+    A call of :func:`zoo.decoding.generate` begins with ``load`` and ``start``; a step is
+    ``propose``, ``score`` (the target reads the tree), verification, ``update``. One object may
+    serve several calls, one after the other.
     """
 
     name: ClassVar[str]
@@ -63,6 +64,9 @@ class Method(ABC):
     #: Which of the target's hidden states ``start`` and ``update`` read: after so many layers, -1
     #: for those of the last norm, None for none.
     hidden_layer: int | None = None
+
+    def load(self, model: nn.Module) -> None:  # noqa: B027
+        """Make ready, before the prompt is read, what stands beside the target ``model``."""
 
     def start(self, run: Run, prompt: Scores | None) -> None:  # noqa: B027
         """Begin: the target has read all tokens but the roots; ``prompt`` is what it answered."""

@@ -93,8 +93,8 @@ class SpecDecPP(Speculative):
         self.head = head
         self._bounds = (threshold, minimum, maximum)
 
-    def start(self, run: Run, prompt: Scores | None) -> None:
+    def load(self, model: nn.Module) -> None:
         """Load the draft model and its head."""
-        super().start(run, prompt)
-        self.head = head_for(AcceptanceHead, self.head, self.draft)
+        super().load(model)
+        self.head = head_for((AcceptanceHead,), AcceptanceHead.for_target, self.head, self.draft)
         self.rule = PredictedRejection(self.head, *self._bounds)

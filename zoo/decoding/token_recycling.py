@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from zoo.checkpoints import read_state_dict
 from zoo.decoding.method import Method, Run, register_method
 from zoo.decoding.session import Scores
 from zoo.decoding.tree import Tree
-from zoo.decoding.tree_templates import TOKEN_RECYCLING
+from zoo.decoding.tree_templates import TOKEN_RECYCLING, find_tree
 from zoo.decoding.verify import Draft, Verdict
 from zoo.errors import ZooError
 
@@ -28,8 +29,8 @@ class TokenRecycling(Method):
     The object keeps its matrix from one call of :func:`zoo.decoding.generate` to the next.
 
     Args:
-        tree: shape of the candidates; a path is a list of places in the matrix' rows. By default
-            the authors' template "2.2.2" of 80 nodes.
+        tree: shape of the candidates: paths of places in the rows, or the name of a published
+            tree, by default the authors' "2.2.2" of 80 nodes.
         top_k: width of the matrix.
         read_prompt: also enter what the target would have said along the prompt (not in the paper).
         matrix: file of a saved matrix to start from.
@@ -40,13 +41,13 @@ class TokenRecycling(Method):
 
     def __init__(
         self,
-        tree: Sequence[Sequence[int]] | Tree = TOKEN_RECYCLING,
+        tree: str | Sequence[Sequence[int]] | Tree = TOKEN_RECYCLING,
         top_k: int = 8,
         read_prompt: bool = False,
         matrix: str | Path | None = None,
         learn: bool = True,
     ) -> None:
-        self.tree = tree if isinstance(tree, Tree) else Tree.from_choices(tree)
+        self.tree = find_tree(tree)
         self.top_k, self.read_prompt, self.learn = top_k, read_prompt, learn
         if max(self.tree.ranks) >= top_k:
             raise ZooError(
@@ -55,7 +56,7 @@ class TokenRecycling(Method):
             )
         self.matrix: Tensor | None = None
         if matrix is not None:
-            self.matrix = load_file(matrix)["matrix"]
+            self.matrix = _read_matrix(Path(matrix))
 
     def reset(self) -> None:
         """Forget everything (the paper's cold start)."""
@@ -112,3 +113,13 @@ class TokenRecycling(Method):
         for sequence in run.sequences:
             ids = torch.tensor([sequence], device=run.target.device)
             self._enter(ids[0], run.model(input_ids=ids).logits[0])
+
+
+def _read_matrix(file: Path) -> Tensor:
+    tensors = read_state_dict(file)
+    if set(tensors) != {"matrix"}:
+        raise ZooError(
+            f"{file} holds {', '.join(sorted(tensors)[:4])}: expected a file that "
+            "TokenRecycling.save wrote"
+        )
+    return tensors["matrix"].to(torch.int32)

@@ -1,39 +1,101 @@
-"""Published tree shapes, as data: number of children of every inner node, by path of ranks."""
+"""Published tree shapes, as data: how many children each node has, level by level."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 
-def _paths(children: dict[str, int]) -> list[list[int]]:
-    return [
-        [*map(int, parent.split()), rank]
-        for parent, count in children.items()
-        for rank in range(count)
-    ]
+from zoo.decoding.tree import Tree
+from zoo.errors import ZooError
+
+#: Trees of Medusa's repository, of 63 nodes each. The first is its and Hydra's default; stage 1 is
+#: for Medusa-1 heads, stage 2 for Medusa-2's. A line is a level, a number a node, in the order of
+#: :meth:`Tree.from_choices`; nodes at the end of a level that have no children are left out.
+MEDUSA_TREES = {
+    "mc_sim_7b_63": (
+        "10",
+        "10 7 3 2 1 1 1 1 1 1",
+        "10 3 2 1 1 1 1 1 0 0 2 0 0 0 0 0 0 1",
+        "2",
+    ),
+    "vicuna_7b_stage1": (
+        "10",
+        "10 7 4 3 2 2 1 1 1 1",
+        "9 3 2 1 1 1 0 0 0 0 2 0 0 0 0 0 0 1",
+        "1",
+    ),
+    "vicuna_7b_stage1_ablation": (
+        "10",
+        "10 4 2 2 1 1 1",
+        "10 4 2 1 1 1 0 0 0 0 3 1 0 0 1 0 1",
+        "4 1 1 0 0 0 0 0 0 0 1",
+    ),
+    "vicuna_7b_stage2": (
+        "10",
+        "10 5 2 2 1 1 1 1",
+        "9 4 2 1 1 1 0 0 0 0 3 1 0 0 0 1",
+        "4 1 1 0 0 0 0 0 0 1",
+    ),
+    "vicuna_13b_stage1": (
+        "10",
+        "10 7 4 2 2 1 1 1 1",
+        "10 4 2 1 1 1 0 0 0 0 2 1 0 0 0 0 0 1",
+        "1",
+    ),
+    "vicuna_13b_stage2": (
+        "10",
+        "10 4 2 1 1 1",
+        "10 4 2 1 1 1 0 0 0 0 3 1 0 0 1 0 1",
+        "4 2 1 0 0 0 0 0 0 0 1 0 0 0 0 0 0 0 0 1",
+    ),
+    "vicuna_33b_stage1": (
+        "10",
+        "10 8 5 3 2 2 1 1 1 1",
+        "9 3 2 1 1 0 0 0 0 0 2 0 0 0 0 0 0 0 1",
+    ),
+    "vicuna_33b_stage2": (
+        "10",
+        "10 5 3 2 1 1 1 1",
+        "10 4 2 1 1 1 0 0 0 0 3 1 0 0 0 1",
+        "3 1 0 0 0 0 0 0 0 0 1",
+    ),
+    "zephyr_stage2": (
+        "10",
+        "10 6 4 2 2 1 1 1",
+        "10 4 2 1 1 1 0 0 0 0 2 1 0 0 0 0 1",
+        "2 1",
+    ),
+}
+#: Token Recycling's "2.2.2", of 80 nodes.
+TOKEN_RECYCLING_TREES = {
+    "2.2.2": (
+        "8",
+        "8 4 3 2 1 1 1 1",
+        "8 3 2 1 1 1 1 1 2 1 0 0 1 0 0 1 0 1 1",
+        "5 2 1 1 1 0 0 0 1 0 0 1 0 0 0 0 0 0 1 0 0 1 1",
+        "3 1 1 0 0 1 0 0 0 0 1 0 1",
+        "2 0 0 1",
+    ),
+}
+TREES = MEDUSA_TREES | TOKEN_RECYCLING_TREES
+MEDUSA = "mc_sim_7b_63"
+TOKEN_RECYCLING = "2.2.2"
 
 
-#: Medusa's and Hydra's default, ``mc_sim_7b_63``: 63 nodes, depth 4.
-MEDUSA = _paths(
-    {
-        "": 10,
-        **{"0": 10, "1": 7, "2": 3, "3": 2},
-        **{str(rank): 1 for rank in range(4, 10)},
-        **{"0 0": 10, "0 1": 3, "0 2": 2, "1 0": 2, "2 0": 1},
-        **{f"0 {rank}": 1 for rank in range(3, 8)},
-        "0 0 0": 2,
-    }
-)
-
-#: Token Recycling's "2.2.2": 80 nodes, depth 6.
-TOKEN_RECYCLING = _paths(
-    {
-        "": 8,
-        **{"0": 8, "1": 4, "2": 3, "3": 2, "4": 1, "5": 1, "6": 1, "7": 1},
-        **{"0 0": 8, "0 1": 3, "0 2": 2, "1 0": 2, "1 1": 1},
-        **{f"0 {rank}": 1 for rank in range(3, 8)},
-        **{f"{rank} 0": 1 for rank in range(2, 6)},
-        **{"0 0 0": 5, "0 0 1": 2, "0 0 2": 1, "0 0 3": 1, "0 0 4": 1},
-        **{"0 1 0": 1, "0 2 0": 1, "1 0 0": 1, "2 0 0": 1, "3 0 0": 1},
-        **{"0 0 0 0": 3, "0 0 0 1": 1, "0 0 0 2": 1, "0 0 1 0": 1, "0 1 0 0": 1, "1 0 0 0": 1},
-        **{"0 0 0 0 0": 2, "0 0 0 1 0": 1},
-    }
-)
+def find_tree(tree: str | Sequence[Sequence[int]] | Tree) -> Tree:
+    """A tree from a name in :data:`TREES`, from paths of ranks, or as it is."""
+    if isinstance(tree, Tree):
+        return tree
+    if not isinstance(tree, str):
+        return Tree.from_choices(tree)
+    if tree not in TREES:
+        raise ZooError(f"there is no tree '{tree}': expected one of {', '.join(TREES)}, or paths")
+    parents, ranks, level = [-1], [0], [0]
+    for counts in TREES[tree]:
+        children = []
+        for node, count in zip(level, map(int, counts.split()), strict=False):
+            for rank in range(count):
+                children.append(len(parents))
+                parents.append(node)
+                ranks.append(rank)
+        level = children
+    return Tree(parents, ranks)

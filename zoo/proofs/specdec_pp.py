@@ -8,7 +8,7 @@ import numpy as np
 from zoo.decoding import Generation
 from zoo.proofs.base import Measurement
 from zoo.proofs.decoding import decode, fit, loaded, settings, unit_language, unit_lm
-from zoo.tasks.draft_heads import AcceptanceTraining
+from zoo.tasks.draft_models import AcceptanceTraining
 
 NOISY = 0.5
 

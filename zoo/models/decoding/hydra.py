@@ -1,12 +1,15 @@
 """Hydra: draft heads that see what the earlier heads proposed.
 
 Paper: Hydra: Sequentially-Dependent Draft Heads for Medusa Decoding (2024, arXiv 2402.05109). Keys
-and the tying of blocks are those of the authors' ``hydra_lm_head.pt``.
+and the tying of blocks are those of the authors' ``hydra_lm_head.pt``; outputs, gradients and
+candidates agree with their code (zankner/Hydra, commit 3f39fbd) on random weights. One thing
+differs: their heads that do not see the tokens (``grounded`` False) leave the prefix layer out when
+they propose, though it was in their training; here it stays.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 import torch
@@ -15,6 +18,8 @@ from transformers import LlamaConfig, LlamaModel
 
 from zoo.errors import ZooError
 from zoo.layers.res_block import ResBlock
+from zoo.models.decoding.one_layer import layer_settings
+from zoo.models.decoding.state_dicts import count_heads, part_of, without_copies
 from zoo.models.registry import register_model
 
 
@@ -34,6 +39,7 @@ class HydraHeads(nn.Module):
         dropout: before every block of ``"prefix-mlp"``.
         grounded: False: the heads do not see the tokens, which makes them Medusa heads.
         prefix: settings of the prefix layer, as :class:`transformers.LlamaConfig` names them.
+        hidden_state_offset: how many of the target's last layers the hidden states come before.
         lm_head: weight ``[V, d]`` that every head's output starts from.
     """
 
@@ -47,6 +53,7 @@ class HydraHeads(nn.Module):
         dropout: float = 0.0,
         grounded: bool = True,
         prefix: Mapping[str, Any] | None = None,
+        hidden_state_offset: int = 0,
         lm_head: Tensor | None = None,
     ) -> None:
         super().__init__()
@@ -64,8 +71,9 @@ class HydraHeads(nn.Module):
             "dropout": dropout,
             "grounded": grounded,
             "prefix": dict(prefix or {}),
+            "hidden_state_offset": hidden_state_offset,
         }
-        self.grounded = grounded
+        self.grounded, self.hidden_state_offset = grounded, hidden_state_offset
         dropouts = [nn.Dropout(dropout)] if arch == "prefix-mlp" else []
         self.prefix_embeding_layer: LlamaModel | None = None
         if arch == "prefix-mlp":
@@ -85,21 +93,29 @@ class HydraHeads(nn.Module):
             self.hydra_lm_head.append(nn.Sequential(*dropouts, linear) if dropouts else linear)
 
     @classmethod
-    def from_config(cls, settings: Mapping[str, Any], target: Any) -> HydraHeads:
-        """Build from a ``config.json``, ours or the authors', for a target's configuration."""
+    def for_target(
+        cls,
+        target: nn.Module,
+        settings: Mapping[str, Any] | None = None,
+        keys: Collection[str] = (),
+    ) -> HydraHeads:
+        """Build for a target; see :func:`zoo.decoding.heads.head_for`."""
+        settings, config = settings or {}, target.config
         arch = settings.get("arch", settings.get("hydra_head_arch", "mlp"))
-        names = ("intermediate_size", "num_attention_heads", "num_key_value_heads")
-        names += ("rms_norm_eps", "max_position_embeddings", "rope_parameters")
-        prefix = {name: getattr(target, name) for name in names if hasattr(target, name)}
+        found = count_heads(keys, r"(?:hydra_head\.)?hydra_mlp\.(\d+)\.")
+        # what the authors leave out of their file is False
+        grounded = settings.get("grounded", "hydra_head_arch" not in settings)
         return cls(
-            settings.get("d_model", target.hidden_size),
-            settings.get("vocab_size", target.vocab_size),
-            settings.get("num_heads", settings.get("hydra_num_heads", 4)),
+            settings.get("d_model", config.hidden_size),
+            settings.get("vocab_size", config.vocab_size),
+            found or settings.get("num_heads", settings.get("hydra_num_heads", 4)),
             settings.get("num_layers", settings.get("hydra_num_layers", 1)),
             arch,
             settings.get("dropout", 0.2 if arch == "prefix-mlp" else 0.0),
-            settings.get("grounded", settings.get("grounded_heads", True)),
-            settings.get("prefix") or prefix,
+            settings.get("grounded_heads", grounded),
+            settings.get("prefix") or layer_settings(config),
+            settings.get("hidden_state_offset", 0),
+            target.get_output_embeddings().weight.data,
         )
 
     @property
@@ -142,19 +158,9 @@ class HydraHeads(nn.Module):
 
     def remap_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """Official keys to ours: the LM's weights and copies of its embedding are left out."""
-        prefix = "hydra_head."
-        if any(key.startswith(prefix) for key in state_dict):
-            state_dict = {
-                key.removeprefix(prefix): t
-                for key, t in state_dict.items()
-                if key.startswith(prefix)
-            }
-        unused = ("input_embed_fn.", "prefix_embeding_layer.embed_tokens.")
-        return {
-            key: t
-            for key, t in state_dict.items()
-            if not key.startswith(unused) and not key.endswith("rotary_emb.inv_freq")
-        }
+        own = without_copies(part_of(state_dict, "hydra_head."))
+        unused = "prefix_embeding_layer.embed_tokens."
+        return {key: tensor for key, tensor in own.items() if not key.startswith(unused)}
 
 
 _LLAMA = {"rms_norm_eps": 1e-6, "max_position_embeddings": 2048}

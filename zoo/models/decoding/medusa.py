@@ -1,18 +1,20 @@
 """Medusa: several heads predict several tokens ahead, each on its own.
 
 Paper: Medusa: Simple LLM Inference Acceleration Framework with Multiple Decoding Heads (2024, arXiv
-2401.10774). Keys are those of the authors' ``medusa_lm_head.pt``.
+2401.10774). Keys are those of the authors' ``medusa_lm_head.pt``; outputs, gradients and candidates
+agree with their code (FasterDecoding/Medusa, commit e2a5d20) on random weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from zoo.layers.res_block import ResBlock
+from zoo.models.decoding.state_dicts import count_heads, part_of
 from zoo.models.registry import register_model
 
 
@@ -51,19 +53,28 @@ class MedusaHeads(nn.Module):
             )
             for _ in range(num_heads)
         )
+        self._starts_from_target = lm_head is not None
         if lm_head is not None:
             for head in self.heads:
                 head[-1].weight.data.copy_(lm_head)
 
     @classmethod
-    def from_config(cls, settings: Mapping[str, Any], target: Any) -> MedusaHeads:
-        """Build from a ``config.json``, ours or the authors', for a target's configuration."""
+    def for_target(
+        cls,
+        target: nn.Module,
+        settings: Mapping[str, Any] | None = None,
+        keys: Collection[str] = (),
+    ) -> MedusaHeads:
+        """Build for a target; see :func:`zoo.decoding.heads.head_for`."""
+        settings, config = settings or {}, target.config
+        # the configuration of the authors' old files says 2, and they hold 5
+        found = count_heads(keys, r"(?:heads\.|medusa_head\.)?(\d+)\.")
         return cls(
-            settings.get("d_model", target.hidden_size),
-            settings.get("vocab_size", target.vocab_size),
-            # the authors' old files say 2 and hold 5
-            settings.get("num_heads", 5),
+            settings.get("d_model", config.hidden_size),
+            settings.get("vocab_size", config.vocab_size),
+            found or settings.get("num_heads", settings.get("medusa_num_heads", 5)),
             settings.get("num_layers", settings.get("medusa_num_layers", 1)),
+            target.get_output_embeddings().weight.data,
         )
 
     @property
@@ -76,17 +87,18 @@ class MedusaHeads(nn.Module):
         return torch.stack([head(hidden) for head in self.heads])
 
     def remap_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Official keys, with or without ``medusa_head.`` and the LM's own weights, to ours."""
-        prefix = "medusa_head."
-        if any(key.startswith(prefix) for key in state_dict):
-            state_dict = {
-                key.removeprefix(prefix): t
-                for key, t in state_dict.items()
-                if key.startswith(prefix)
-            }
-        elif any(key.startswith("heads.") for key in state_dict):
+        """Official keys, with or without ``medusa_head.`` and the LM's own weights, to ours.
+
+        Heads of the authors' later training have no output layers; they use the LM's, which these
+        must have been built with.
+        """
+        if any(key.startswith("heads.") for key in state_dict):
             return state_dict
-        return {f"heads.{key}": t for key, t in state_dict.items()}
+        mapped = {f"heads.{key}": t for key, t in part_of(state_dict, "medusa_head.").items()}
+        outputs = {k: t for k, t in self.state_dict().items() if ".linear." not in k}
+        if self._starts_from_target and not outputs.keys() & mapped.keys():
+            mapped |= outputs
+        return mapped
 
 
 def _vicuna(d_model: int, **overrides: Any) -> MedusaHeads:

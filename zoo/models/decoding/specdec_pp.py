@@ -1,13 +1,14 @@
 """SpecDec++'s acceptance head: how likely is it that the target accepts this drafted token?
 
 Paper: SpecDec++: Boosting Speculative Decoding via Adaptive Candidate Lengths (2024, arXiv
-2405.19715). Keys are those of the authors' published head.
+2405.19715). Keys are those of the authors' published head (Kaffaljidhmah2/SpecDec_pp, commit
+9c52edc).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -31,9 +32,15 @@ class AcceptanceHead(nn.Module):
         self.model = nn.Sequential(*([block] * num_layers), nn.Linear(hidden_size, 2))
 
     @classmethod
-    def from_config(cls, settings: Mapping[str, Any], target: Any) -> AcceptanceHead:
-        """Build from a ``config.json``, ours or the authors', for a draft model's configuration."""
-        size = settings.get("hidden_size", target.hidden_size)
+    def for_target(
+        cls,
+        target: nn.Module,
+        settings: Mapping[str, Any] | None = None,
+        keys: Collection[str] = (),
+    ) -> AcceptanceHead:
+        """Build for a draft model; see :func:`zoo.decoding.heads.head_for`."""
+        settings = settings or {}
+        size = settings.get("hidden_size", target.config.hidden_size)
         return cls(size, settings.get("num_layers", 3))
 
     def forward(self, hidden: Tensor) -> Tensor:
