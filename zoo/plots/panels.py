@@ -13,6 +13,9 @@ from zoo.plots.style import new_figure
 #: Name -> picture: uint8 [H, W, 3], or a float map [H, W] that is coloured by its own range.
 Panels = Mapping[str, np.ndarray]
 
+#: Of labels from 1 on, [10, 3] in 0..255; red first: it stands out of most pictures.
+COLOURS = np.roll(np.array(colormaps["tab10"].colors) * 255, -3, axis=0)
+
 
 def panel_rows(rows: Sequence[Panels], title: str) -> Figure:
     """One row per sample, its panels named above the first row.
@@ -47,7 +50,5 @@ def overlay(picture: np.ndarray, labels: np.ndarray, strength: float = 0.55) -> 
         labels: [H, W].
         strength: of the colour.
     """
-    # red first: it stands out of most pictures
-    colours = np.roll(np.array(colormaps["tab10"].colors) * 255, -3, axis=0)
-    painted = picture * (1 - strength) + colours[(labels - 1) % len(colours)] * strength
+    painted = picture * (1 - strength) + COLOURS[(labels - 1) % len(COLOURS)] * strength
     return np.where((labels > 0)[..., None], painted, picture).astype(np.uint8)
