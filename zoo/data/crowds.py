@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate
 from torchvision.transforms.v2 import functional as tf
 
-from zoo.data.maps import MapDataModule, SmallSample, write_image
+from zoo.data.maps import MapDataModule, SmallSample, reading, write_image
 from zoo.data.pictures import read_picture
 from zoo.errors import ZooError
 
@@ -164,8 +164,10 @@ class ShanghaiTech(CrowdDataModule):
 
     def read(self, item: Path) -> dict[str, Any]:
         """One picture and its points."""
-        labels = self.existing(item.parents[1] / "ground_truth" / f"GT_{item.stem}.mat")
-        return self.sample_of(item, loadmat(labels)["image_info"][0, 0][0, 0][0], None)
+        labels = item.parents[1] / "ground_truth" / f"GT_{item.stem}.mat"
+        with reading(labels, "a MATLAB file with image_info"):
+            points = loadmat(labels)["image_info"][0, 0][0, 0][0]
+        return self.sample_of(item, points, None)
 
     def make(self, folder: Path, sample: SmallSample) -> None:
         """Write discs."""
@@ -202,8 +204,10 @@ class UCFQNRF(CrowdDataModule):
 
     def read(self, item: Path) -> dict[str, Any]:
         """One picture and its points."""
-        rows = np.load(self.existing(item.with_suffix(".npy")))
-        return self.sample_of(item, rows[:, :2], rows[:, 2] if rows.shape[1] > 2 else None)
+        labels = item.with_suffix(".npy")
+        with reading(labels, "an array of points, [N, 2] or [N, 3]"):
+            points, reach = np.split(np.load(labels), [2], axis=1)
+        return self.sample_of(item, points, reach[:, 0] if reach.size else None)
 
     def make(self, folder: Path, sample: SmallSample) -> None:
         """Write discs."""

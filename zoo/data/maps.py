@@ -10,7 +10,8 @@ import json
 import os
 import shutil
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -165,22 +166,29 @@ def read_image(path: Path) -> tv_tensors.Image:
 
 def read_labels(path: Path) -> np.ndarray:
     """Label file, a grey or palette picture -> its values, [H, W]."""
-    values = read_label_pixels(path)
+    with reading(path, "a picture of labels"), Image.open(path) as picture:
+        values = np.asarray(picture)
     if values.ndim != 2:
         raise ZooError(f"{path}: {values.shape[2]} channels, expected a picture of one, labels")
     return values
 
 
-def read_label_pixels(path: Path) -> np.ndarray:
-    """Label file as it is stored -> values [H, W], indices where it has a palette, or
-    [H, W, C]."""
+@contextmanager
+def reading(path: Path, expected: str) -> Iterator[None]:
+    """Say in one line which file is missing or broken, whatever library reads it.
+
+    Raises:
+        ZooError: instead of the library's own error.
+    """
     try:
-        with Image.open(path) as picture:
-            return np.asarray(picture)
+        yield
+    except ZooError:
+        raise
     except FileNotFoundError:
-        raise ZooError(f"{path} is missing, expected a picture of labels") from None
-    except OSError as error:
-        raise ZooError(f"{path}: not a readable picture of labels") from error
+        raise ZooError(f"{path} is missing, expected {expected}") from None
+    except Exception as error:  # every format's library has its own
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ZooError(f"{path}: cannot be read ({reason[0]}), expected {expected}") from error
 
 
 def write_image(path: Path, pixels: np.ndarray) -> None:

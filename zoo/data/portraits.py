@@ -22,7 +22,14 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from zoo.data.maps import MapDataModule, SmallSample, read_image, read_labels, write_image
+from zoo.data.maps import (
+    MapDataModule,
+    SmallSample,
+    read_image,
+    read_labels,
+    reading,
+    write_image,
+)
 from zoo.models.dense.sinet import PORTRAIT_MEAN, PORTRAIT_STD
 
 FOREGROUND = 200
@@ -80,12 +87,10 @@ class Portraits(MapDataModule):
         """(picture, mask) of each sample; the authors' validation pictures are the test too."""
         folder = self.root / "Portrait"
         name = "train.txt" if split == "train" else "val.txt"
-        numbers = self.existing(folder / name).read_text().split()
+        with reading(folder / name, "a list of numbers, one a line"):
+            numbers = [int(n) for n in (folder / name).read_text().split()]
         pairs = [
-            (
-                folder / "images_data_crop" / f"{int(n):05d}.jpg",
-                folder / "GT_png" / f"{int(n):05d}_mask.png",
-            )
+            (folder / "images_data_crop" / f"{n:05d}.jpg", folder / "GT_png" / f"{n:05d}_mask.png")
             for n in numbers
         ]
         if split == "train":

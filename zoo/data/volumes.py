@@ -17,7 +17,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from zoo.data.maps import MapDataModule, SmallSample
+from zoo.data.maps import MapDataModule, SmallSample, reading
 from zoo.errors import ZooError
 
 SYNAPSE_CLASSES = (
@@ -169,17 +169,17 @@ class Synapse(VolumeDataModule):
         """(file, slice in it, volume)."""
         if isinstance(volume, list):
             return [(path, None, number) for path in volume]
-        with h5py.File(volume) as file:
+        with reading(volume, _VOLUME_FILE), h5py.File(volume) as file:
             return [(volume, i, number) for i in range(len(file["label"]))]
 
     def read(self, item: tuple[Path, int | None, int]) -> dict[str, Any]:
         """One slice."""
         path, index, volume = item
         if index is None:
-            with np.load(path) as arrays:
+            with reading(path, _SLICE_FILE), np.load(path) as arrays:
                 image, label = arrays["image"], arrays["label"]
         else:
-            with h5py.File(path) as file:
+            with reading(path, _VOLUME_FILE), h5py.File(path) as file:
                 image, label = file["image"][index], file["label"][index]
         return self.sample_of(image[None], label, volume)
 
@@ -198,6 +198,10 @@ class Synapse(VolumeDataModule):
         for case, image, label in _line_volumes(rng, sample.test, sample.size, 1):
             with h5py.File(folder / "test_vol_h5" / f"case{case:04d}.npy.h5", "w") as file:
                 file["image"], file["label"] = image, label
+
+
+_SLICE_FILE = "an .npz file with image and label, [H, W]"
+_VOLUME_FILE = "an HDF5 file with image and label, [slices, H, W]"
 
 
 class NiftiVolumes(VolumeDataModule):
@@ -238,18 +242,21 @@ class NiftiVolumes(VolumeDataModule):
 
     def slices(self, volume: tuple[Path, Path], number: int) -> Sequence[Any]:
         """(images, labels, slice, volume)."""
-        depth = nibabel.load(self.existing(volume[1])).shape[2]
+        with reading(volume[1], _NIFTI_LABELS):
+            depth = nibabel.load(volume[1]).shape[2]
         return [(*volume, i, number) for i in range(depth)]
 
     def read(self, item: tuple[Path, Path, int, int]) -> dict[str, Any]:
         """One slice."""
         images, labels, index, volume = item
-        image = np.asarray(nibabel.load(self.existing(images)).dataobj, dtype=np.float32)
+        with reading(images, _NIFTI_IMAGE):
+            image = np.asarray(nibabel.load(images).dataobj, dtype=np.float32)
         if image.ndim == 3:
             image = image[..., None]
         deviation = image.std((0, 1, 2)) + 1e-6
         image = (image[:, :, index] - image.mean((0, 1, 2))) / deviation  # [H, W, C]
-        label = np.asarray(nibabel.load(labels).dataobj[..., index])
+        with reading(labels, _NIFTI_LABELS):
+            label = np.asarray(nibabel.load(labels).dataobj[..., index])
         return self.sample_of(image.transpose(2, 0, 1), label, volume)
 
     def make(self, folder: Path, sample: SmallSample) -> None:
@@ -269,6 +276,10 @@ class NiftiVolumes(VolumeDataModule):
             for path, array in zip(places, (image, label.transpose(1, 2, 0)), strict=True):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), path)
+
+
+_NIFTI_IMAGE = "a NIfTI file, [H, W, slices] or [H, W, slices, modalities]"
+_NIFTI_LABELS = "a NIfTI file of labels, [H, W, slices]"
 
 
 def _line_volumes(rng: np.random.Generator, slices: int, size: int, first: int):
