@@ -222,6 +222,7 @@ class NiftiVolumes(VolumeDataModule):
         self.kind = kind
         super().__init__(root, **kwargs)
         self.in_chans = 4 if kind == "msd" else 1
+        self._volume_statistics: dict[Path, tuple[np.ndarray, np.ndarray]] = {}
 
     def default_classes(self) -> Sequence[str]:
         """Classes of the chosen data set."""
@@ -249,21 +250,29 @@ class NiftiVolumes(VolumeDataModule):
     def read(self, item: tuple[Path, Path, int, int]) -> dict[str, Any]:
         """One slice."""
         images, labels, index, volume = item
+        mean, deviation = self._statistics(images)
         with reading(images, _NIFTI_IMAGE):
-            image = np.asarray(nibabel.load(images).dataobj, dtype=np.float32)
-        if image.ndim == 3:
-            image = image[..., None]
-        deviation = image.std((0, 1, 2)) + 1e-6
-        image = (image[:, :, index] - image.mean((0, 1, 2))) / deviation  # [H, W, C]
+            image = np.asarray(nibabel.load(images).dataobj[:, :, index], dtype=np.float32)
+        image = (np.atleast_3d(image) - mean) / deviation  # [H, W, C]
         with reading(labels, _NIFTI_LABELS):
             label = np.asarray(nibabel.load(labels).dataobj[..., index])
         return self.sample_of(image.transpose(2, 0, 1), label, volume)
+
+    def _statistics(self, images: Path) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and deviation of each modality of a volume, which is read whole only once."""
+        if images not in self._volume_statistics:
+            with reading(images, _NIFTI_IMAGE):
+                image = np.asarray(nibabel.load(images).dataobj, dtype=np.float32)
+            image = image.reshape(*image.shape[:3], -1)
+            self._volume_statistics[images] = image.mean((0, 1, 2)), image.std((0, 1, 2)) + 1e-6
+        return self._volume_statistics[images]
 
     def make(self, folder: Path, sample: SmallSample) -> None:
         """Write volumes of eight slices with lines."""
         rng = np.random.default_rng(sample.seed)
         count = sample.train + sample.val + sample.test
-        for case, image, label in _line_volumes(rng, count, sample.size, 1):
+        # every fifth is the test
+        for case, image, label in _line_volumes(rng, max(count, 5 * 8), sample.size, 1):
             if self.kind == "msd":
                 name = f"BRATS_{case:03d}.nii.gz"
                 places = folder / "imagesTr" / name, folder / "labelsTr" / name
