@@ -1,4 +1,4 @@
-"""Made maps for proofs of reach: a cue in one cell, or a bit in each."""
+"""Made maps and sequences for proofs of what a network can see."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 CUE_CHANNELS, CUE_CLASSES = 8, 4
+MARKER_HEADERS, MARKER_CHANNELS, MARKER_CLASSES = 6, 8, 4
 
 
 def cue_maps(
@@ -31,3 +32,57 @@ def cue_maps(
 def bit_maps(count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
     """A random bit in each cell: [count, height, width] of 0 and 1, int64."""
     return torch.randint(2, (count, height, width), generator=generator)
+
+
+def marker_sequences(
+    count: int, generator: torch.Generator, length: int = 64
+) -> tuple[Tensor, Tensor, Tensor]:
+    """How far apart are two markers?
+
+    Filler is noise of standard deviation 0.3. The first six tokens are headers with a flag; two of
+    the others, a uniformly drawn distance apart, are markers with another flag.
+
+    Returns:
+        tokens [count, length, 8]; classes [count], the quarter of all distances that this one is
+        in; and the places of headers and markers [count, 8], ascending.
+    """
+    free = length - MARKER_HEADERS
+    tokens = 0.3 * torch.randn(count, length, MARKER_CHANNELS, generator=generator)
+    distances = torch.randint(1, free - 1, (count,), generator=generator)
+    share = torch.rand(count, generator=generator)
+    first = MARKER_HEADERS + (share * (free - distances)).long()
+    headers = torch.arange(MARKER_HEADERS).expand(count, -1)
+    markers = torch.stack([first, first + distances], dim=1)
+    tokens[:, :MARKER_HEADERS, 0] += 2
+    tokens.scatter_add_(
+        1,
+        markers[..., None].expand(-1, -1, MARKER_CHANNELS),
+        torch.eye(MARKER_CHANNELS)[1].expand(count, 2, -1) * 2,
+    )
+    classes = (distances - 1) * MARKER_CLASSES // (free - 2)
+    return tokens, classes, torch.cat([headers, markers], dim=1)
+
+
+def clue_maps(
+    count: int, height: int, width: int, clues: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Noise with clues to one class, each in a cell of its own.
+
+    Every clue is drawn: with probability 0.7 it speaks for the class, else for any. As in
+    :func:`cue_maps`, it raises the channel of what it speaks for, and the flag channel, by 2.
+
+    Returns:
+        maps [count, 8, height, width], classes [count], and bool [count, height * width]: where the
+        clues are.
+    """
+    maps = 0.3 * torch.randn(count, CUE_CHANNELS, height * width, generator=generator)
+    classes = torch.randint(CUE_CLASSES, (count,), generator=generator)
+    cells = torch.rand(count, height * width, generator=generator).topk(clues, dim=1).indices
+    others = torch.randint(CUE_CLASSES, (count, clues), generator=generator)
+    honest = torch.rand(count, clues, generator=generator) < 0.7
+    spoken = torch.where(honest, classes[:, None], others)
+    which = torch.arange(count)[:, None]
+    maps[which, spoken, cells] += 2
+    maps[which, CUE_CLASSES, cells] += 2
+    marks = torch.zeros(count, height * width, dtype=torch.bool).scatter_(1, cells, True)
+    return maps.unflatten(2, (height, width)), classes, marks

@@ -19,6 +19,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from zoo.errors import ZooError
+from zoo.layers.kept_tokens import gap_scan, step_sizes
 from zoo.layers.precision import at_least_fp32
 from zoo.layers.scan_orders import ScanOrder, permute, snake
 from zoo.layers.ss2d import depthwise_conv
@@ -101,12 +102,16 @@ class PlainMamba(Backbone):
             for i in range(num_layers)
         ]
 
-    def run_layers(self, x: Tensor, last: int) -> tuple[list[Tensor], tuple[int, int]]:
-        """Tokens [B, L, C] after layers 0 to ``last``, and their grid."""
-        x, grid = self.patch_embed(x)  # [B, L, C]
+    def tokens(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Images [B, in_chans, H, W] to tokens [B, L, C], row by row, and their grid."""
+        x, grid = self.patch_embed(x)
         if self.pos_embed is not None:
             x = x + resize_pos_embed(self.pos_embed, self.grid_size, grid)
-        x = self.drop_after_pos(x)
+        return self.drop_after_pos(x), grid
+
+    def run_layers(self, x: Tensor, last: int) -> tuple[list[Tensor], tuple[int, int]]:
+        """Tokens [B, L, C] of images after layers 0 to ``last``, and their grid."""
+        x, grid = self.tokens(x)
         order = snake(grid[0], grid[1], x.device)
         outputs = []
         for layer in self.layers[: last + 1]:
@@ -267,8 +272,16 @@ class PlainMamba2D(nn.Module):
     def forward(self, x: Tensor, grid: tuple[int, int], order: ScanOrder) -> Tensor:
         """Tokens [B, L, d_model] of a grid to the same."""
         x, z = self.in_proj(x).chunk(2, dim=-1)  # [B, L, d]
+        ys = self.scans(self.convolve(x, grid), order)
+        return self.output(reduce(add, ys), z)
+
+    def convolve(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Depthwise convolution and SiLU of tokens [B, L, d] of a grid."""
         x = F.silu(self.conv2d(x.unflatten(1, grid).permute(0, 3, 1, 2)))  # [B, d, H, W]
-        x = x.permute(0, 2, 3, 1).flatten(1, 2)  # [B, L, d]
+        return x.permute(0, 2, 3, 1).flatten(1, 2)
+
+    def scans(self, x: Tensor, order: ScanOrder) -> list[Tensor]:
+        """Four scans of the tokens [B, L, d]; their outputs are back in the tokens' own order."""
         dt, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         dt = F.linear(dt, self.dt_proj.weight)  # [B, L, d]
         A = -at_least_fp32(self.A_log).exp()
@@ -277,17 +290,25 @@ class PlainMamba2D(nn.Module):
         moves = self.direction_Bs.to(B.dtype)[order.moves]  # [4, L, N]
 
         ys = []
-        for index, inverse, move in zip(order.index, order.inverse, moves, strict=True):
-            dt_k, B_k, C_k = dt, B, C
+        steps = dt if order.gaps is None else step_sizes(dt.transpose(1, 2), bias).transpose(1, 2)
+        for k, (index, inverse) in enumerate(zip(order.index, order.inverse, strict=True)):
+            dt_k, B_k, C_k = steps, B, C
             if not self.strict_official:
-                dt_k, B_k, C_k = (permute(t, index, inverse) for t in (dt, B, C))
-            sequences = (permute(x, index, inverse), dt_k, B_k + move, C_k)
+                dt_k, B_k, C_k = (permute(t, index, inverse) for t in (steps, B, C))
+            sequences = (permute(x, index, inverse), dt_k, B_k + moves[k], C_k)
             u_k, dt_k, B_k, C_k = (t.transpose(1, 2) for t in sequences)  # [B, d or N, L]
-            y_k: Tensor = selective_scan(  # type: ignore[assignment]
-                u_k, dt_k, A, B_k, C_k, D, delta_bias=bias, delta_softplus=True
-            )
+            if order.gaps is None:
+                y_k: Tensor = selective_scan(  # type: ignore[assignment]
+                    u_k, dt_k, A, B_k, C_k, D, delta_bias=bias, delta_softplus=True
+                )
+            else:
+                y_k = gap_scan(u_k, dt_k, A, B_k, C_k, D, F.softplus(bias), order.gaps[k])
             ys.append(permute(y_k.transpose(1, 2), inverse, index))  # [B, L, d]
-        out = self.out_proj(reduce(add, ys) * F.silu(z))
+        return ys
+
+    def output(self, y: Tensor, z: Tensor) -> Tensor:
+        """Gate the sum of the scans [B, L, d] and bring it to the width of the tokens."""
+        out = self.out_proj(y * F.silu(z))
         return out if self.gamma is None else out * self.gamma
 
 
@@ -334,26 +355,26 @@ def resize_pos_embed(pos_embed: Tensor, old: tuple[int, int], new: tuple[int, in
 
 # The published variants. Accuracy is top-1 on ImageNet-1k at 224 pixels.
 
-_PLACES: dict[str, Any] = {"head": "head", "first_conv": "patch_embed.stem.0", "out_indices": 3}
+PLACES: dict[str, Any] = {"head": "head", "first_conv": "patch_embed.stem.0", "out_indices": 3}
+L1: dict[str, Any] = {"embed_dims": 192, "layers_with_dwconv": (0,), "drop_path_rate": 0.2}
+L2: dict[str, Any] = {"embed_dims": 384, "num_convs_patch_embed": 2, "drop_path_rate": 0.2}
+L3: dict[str, Any] = {**L2, "embed_dims": 448, "num_layers": 36, "drop_path_rate": 0.4}
 _HUB = "hf://ChenhongyiYang/PlainMamba/"
 
 
-@register_backbone(source=_HUB + "l1.pth", **_PLACES)
+@register_backbone(source=_HUB + "l1.pth", **PLACES)
 def plainmamba_l1(**kwargs: Any) -> PlainMamba:
     """PlainMamba-L1: 7.6 M parameters, 77.9 % top-1."""
-    variant = {"embed_dims": 192, "layers_with_dwconv": (0,), "drop_path_rate": 0.2}
-    return PlainMamba(**{**variant, **kwargs})
+    return PlainMamba(**{**L1, **kwargs})
 
 
-@register_backbone(source=_HUB + "l2.pth", **_PLACES)
+@register_backbone(source=_HUB + "l2.pth", **PLACES)
 def plainmamba_l2(**kwargs: Any) -> PlainMamba:
     """PlainMamba-L2: 26.1 M parameters, 81.6 % top-1."""
-    variant = {"embed_dims": 384, "num_convs_patch_embed": 2, "drop_path_rate": 0.2}
-    return PlainMamba(**{**variant, **kwargs})
+    return PlainMamba(**{**L2, **kwargs})
 
 
-@register_backbone(source=_HUB + "l3.pth", **_PLACES)
+@register_backbone(source=_HUB + "l3.pth", **PLACES)
 def plainmamba_l3(**kwargs: Any) -> PlainMamba:
     """PlainMamba-L3: 51.0 M parameters, 82.3 % top-1."""
-    variant = {"embed_dims": 448, "num_layers": 36, "num_convs_patch_embed": 2}
-    return PlainMamba(**{**variant, "drop_path_rate": 0.4, **kwargs})
+    return PlainMamba(**{**L3, **kwargs})
