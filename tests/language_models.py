@@ -20,8 +20,10 @@ from transformers import (
 )
 
 from zoo.models.decoding.hydra import HydraHeads
+from zoo.models.decoding.hydra_attention import HydraCrossHead, HydraEagleHead
 from zoo.models.decoding.kangaroo import KangarooAdapter
 from zoo.models.decoding.medusa import MedusaHeads
+from zoo.models.decoding.one_layer import layer_settings
 from zoo.models.decoding.specdec_pp import AcceptanceHead
 
 VOCAB, WIDTH = 50, 32
@@ -67,7 +69,10 @@ def noisy(model: nn.Module, noise: float = 0.03) -> nn.Module:
 
 
 def method_options(model: nn.Module) -> dict[str, dict]:
-    """Every method that the model can be a target of, with untrained heads."""
+    """Every method that the model can be a target of, with untrained heads.
+
+    What follows a colon in a name tells apart the kinds of heads of one method.
+    """
     torch.manual_seed(2)
     head = {"lm_head": model.get_output_embeddings().weight.data}
     draft = noisy(model)
@@ -81,10 +86,15 @@ def method_options(model: nn.Module) -> dict[str, dict]:
         "speculative": {"draft": draft, "length": 3},
         "specdec_pp": {"draft": draft, "head": AcceptanceHead(WIDTH, 2), "threshold": 0.5},
     }
+    layer = {"intermediate_size": 48, "num_attention_heads": 4} | layer_settings(model.config)
+    for kind, heads in (
+        ("prefix", HydraHeads(WIDTH, VOCAB, 4, 2, arch="prefix-mlp", prefix=layer, **head)),
+        ("ungrounded", HydraHeads(WIDTH, VOCAB, 4, 2, grounded=False, **head)),
+        ("cross-attn", HydraCrossHead(**layer)),
+        ("eagle-attn", HydraEagleHead(1, **layer)),
+    ):
+        options[f"hydra:{kind}"] = {"heads": heads}
     if hasattr(model, "model") and hasattr(model.model, "layers"):
         adapter = KangarooAdapter.for_target(model)
         options["kangaroo"] = {"adapter": adapter, "threshold": 0.05}
-        prefix = {"intermediate_size": 48, "num_attention_heads": 4}
-        heads = HydraHeads(WIDTH, VOCAB, 4, 2, arch="prefix-mlp", prefix=prefix, **head)
-        options["hydra++"] = {"heads": heads}
     return options

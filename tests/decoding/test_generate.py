@@ -6,9 +6,7 @@ import torch
 from tests.language_models import VOCAB, make_model, noisy
 from zoo.decoding import Tree, generate, list_methods
 from zoo.decoding.attention import NAME
-from zoo.decoding.heads import head_for, save_head
 from zoo.errors import ZooError
-from zoo.models.decoding.hydra import HydraHeads
 from zoo.models.decoding.medusa import MedusaHeads
 
 
@@ -103,24 +101,6 @@ def test_methods_are_listed() -> None:
     assert {"medusa", "hydra", "token_recycling", "kangaroo", "spectr", "specdec_pp"} <= set(
         list_methods()
     )
-
-
-@pytest.mark.parametrize(
-    "head",
-    [
-        MedusaHeads(32, VOCAB, 3, 2),
-        HydraHeads(32, VOCAB, 2, 3),
-        HydraHeads(
-            32, VOCAB, 2, 2, arch="prefix-mlp", prefix=dict(num_attention_heads=4), dropout=0.1
-        ),
-    ],
-    ids=["medusa", "hydra", "hydra++"],
-)
-def test_heads_go_to_disk_and_back(tmp_path, llama, head) -> None:
-    save_head(head, tmp_path)
-    again = head_for((type(head),), type(head).for_target, tmp_path, llama)
-    for name, t in head.state_dict().items():
-        torch.testing.assert_close(again.state_dict()[name], t)
 
 
 def test_best_tree_is_used(llama, ids) -> None:

@@ -67,6 +67,10 @@ TASKS = {
     "hydra++": lambda **k: TokenHeadTraining(
         "base_lm_small", "hydra++", {"num_heads": 2, "num_layers": 2}, **k
     ),
+    "cross-attn": lambda **k: TokenHeadTraining("base_lm_small", "cross-attn", **k),
+    "eagle-attn": lambda **k: TokenHeadTraining(
+        "base_lm_small", "eagle-attn", state_weight=0.1, **k
+    ),
     "kangaroo": lambda **k: AdapterTraining("base_lm_small", 1, **k),
     "specdec_pp": lambda **k: AcceptanceTraining("base_lm_small", "base_lm_draft", DRAFT, **k),
     "spectr": lambda **k: DraftModelTraining("base_lm_small", "base_lm_draft", DRAFT, **k),
@@ -77,7 +81,7 @@ TASKS = {
 def test_target_and_head_learn_together(name: str, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path))
     pl.seed_everything(0, verbose=False)
-    method = name.rstrip("+")
+    method = "hydra" if name.endswith("attn") else name.rstrip("+")
     task = TASKS[name](
         target_args=SHAPE,
         train_target=True,
