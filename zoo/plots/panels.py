@@ -50,5 +50,6 @@ def overlay(picture: np.ndarray, labels: np.ndarray, strength: float = 0.55) -> 
         labels: [H, W].
         strength: of the colour.
     """
-    painted = picture * (1 - strength) + COLOURS[(labels - 1) % len(COLOURS)] * strength
+    grey = picture.mean(axis=-1, keepdims=True)  # else the picture's own colours would mix in
+    painted = grey * (1 - strength) + COLOURS[(labels - 1) % len(COLOURS)] * strength
     return np.where((labels > 0)[..., None], painted, picture).astype(np.uint8)
