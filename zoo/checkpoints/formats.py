@@ -22,6 +22,7 @@ from typing import IO, Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from zoo.checkpoints.hdf5 import read_hdf5
 from zoo.errors import ZooError
 
 #: Objects that may stand beside the weights; nothing of these modules is imported or called.
@@ -37,7 +38,7 @@ _MAGIC = {
     b"PK\x03\x04": "zip",
     b"\x80": "pickle",
     b"GGUF": "a GGUF file",
-    b"\x89HDF": "an HDF5 file",
+    b"\x89HDF": "hdf5",
     b"\x1f\x8b": "a gzip archive: unpack it first",
     b"7z\xbc\xaf": "a 7-Zip archive: unpack it first",
     b"\x93NUMPY": "a NumPy array",
@@ -63,7 +64,7 @@ class _InertMapping:
 
 
 def file_format(path: Path) -> str:
-    """``"safetensors"``, ``"zip"`` or ``"pickle"`` (PyTorch, new or old) or ``"json"``.
+    """``"safetensors"``, ``"zip"`` or ``"pickle"`` (PyTorch, new or old), ``"hdf5"`` or ``"json"``.
 
     Raises:
         ZooError: if the file is empty or something else, saying what it seems to be.
@@ -92,7 +93,7 @@ def file_format(path: Path) -> str:
         return "safetensors"
     for magic, name in _MAGIC.items():
         if head.startswith(magic):
-            if name in ("zip", "pickle"):
+            if name in ("zip", "pickle", "hdf5"):
                 return name
             raise ZooError(f"{path} is {name}; expected a safetensors or PyTorch file")
     if text.startswith(b"{"):
@@ -104,7 +105,7 @@ def file_format(path: Path) -> str:
 
 
 def read_file(path: Path, *, mmap: bool = False) -> dict[str, Any]:
-    """What a safetensors or PyTorch file holds, tensors on the CPU.
+    """What a safetensors, PyTorch or HDF5 (Keras) file holds, tensors on the CPU.
 
     Args:
         path: the file.
@@ -117,6 +118,8 @@ def read_file(path: Path, *, mmap: bool = False) -> dict[str, Any]:
     kind = file_format(path)
     if kind == "safetensors":
         return _read_safetensors(path, mmap)
+    if kind == "hdf5":
+        return dict(read_hdf5(path))
     if kind == "json":
         raise ZooError(
             f"{path} is JSON, not weights: give its folder, a safetensors or PyTorch file, or an "
