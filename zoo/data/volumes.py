@@ -14,9 +14,11 @@ import numpy as np
 import torch
 from skimage.draw import line
 from torch import Tensor
+from torch.utils.data import DataLoader
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from zoo.data.base import SampleKey, SeededDataset
 from zoo.data.maps import MapDataModule, SmallSample, reading
 from zoo.errors import ZooError
 
@@ -78,7 +80,7 @@ class VolumeDataModule(MapDataModule):
 
     @abstractmethod
     def slices(self, volume: Any, number: int) -> Sequence[Any]:
-        """What :meth:`read` needs for each slice of a volume, in order."""
+        """What :meth:`read` needs for each slice of a volume, in order; ``number`` comes last."""
 
     def files(self, split: str) -> Sequence[Any]:
         """All slices of the volumes of a split."""
@@ -91,6 +93,16 @@ class VolumeDataModule(MapDataModule):
                 )
             volumes = volumes[:-held_back] if split == "train" else volumes[-held_back:]
         return [s for number, volume in enumerate(volumes) for s in self.slices(volume, number)]
+
+    def _eval_dataloader(self, split: str) -> DataLoader:
+        """As for other data, but a process gets whole volumes, which are scored as such."""
+        rank, world_size = self._world()
+        source = self.source(split)
+        mine = [
+            SampleKey(0, i) for i, item in enumerate(source.items) if item[-1] % world_size == rank
+        ]
+        dataset = SeededDataset(source, self.eval_transform, self.seed)
+        return self._loader(dataset, mine, self.eval_batch_size)
 
     def train_transform(self, sample: dict[str, Any]) -> dict[str, Tensor]:
         """Mirror and turn."""

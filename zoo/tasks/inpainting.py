@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, l1_loss
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
+from torchmetrics.image.fid import FrechetInceptionDistance
 
 import zoo
 from zoo.data import DataModule
@@ -34,7 +35,7 @@ class Inpainting(DenseTask):
 
     Scores are of the composed picture (holes filled, the rest as it was): ``psnr``, ``ssim``,
     ``l1``, and ``hole_l1`` within the holes alone, of pixels in -1..1; in the test also ``psnr``
-    and ``l1`` for each tenth of the hole's share (``psnr_20_30``).
+    and ``l1`` for each tenth of the hole's share (``psnr_20_30``), and ``fid`` with ``inception``.
 
     Args:
         branch_weight: of the structure and texture images; 3 is what the authors' code amounts to.
@@ -43,6 +44,8 @@ class Inpainting(DenseTask):
         perceptual_weight, style_weight: in feature maps of ``vgg``; unused without it.
         vgg: torchvision's ImageNet weights of ``vgg16``: a file or URL; null: no such losses.
         crop: side of the crop for the second discriminator.
+        inception: torch-fidelity's file ``weights-inception-2015-12-05-6726825d.pth``; null: no
+            Frechet inception distance.
         kwargs: see :class:`DenseTask`.
     """
 
@@ -57,11 +60,12 @@ class Inpainting(DenseTask):
         style_weight: float = 250.0,
         vgg: str | None = None,
         crop: int = 64,
+        inception: str | None = None,
         **kwargs: Any,
     ) -> None:
         self.branch_weight, self.gan_weight = branch_weight, gan_weight
         self.perceptual_weight, self.style_weight = perceptual_weight, style_weight
-        self.vgg_source, self.crop = vgg, crop
+        self.vgg_source, self.crop, self.inception = vgg, crop, inception
         super().__init__(**kwargs)
 
     def configure_losses(self) -> None:
@@ -84,6 +88,7 @@ class Inpainting(DenseTask):
         self.means = nn.ModuleDict()
         for split in ("val", "test"):
             self.means[f"{split}_l1"], self.means[f"{split}_hole_l1"] = MeanMetric(), MeanMetric()
+        self.fid = None if self.inception is None else inception_distance(self.inception)
         for low in range(0, 100, 10):
             for name in ("psnr", "l1"):
                 self.means[f"test_{name}_{low}_{low + 10}"] = MeanMetric()
@@ -157,6 +162,9 @@ class Inpainting(DenseTask):
         self.means[f"{split}_hole_l1"].update(error.sum() / (3 * mask.sum()), len(image))
         self.eval_loss.update(l1_loss(output, image), len(image))
         if self.trainer.testing:
+            if self.fid is not None:
+                for pixels, real in ((image, True), (filled, False)):
+                    self.fid.update(((pixels + 1) / 2).clamp(0, 1), real=real)
             for share, one in zip(mask.mean((1, 2, 3)), filled - image, strict=True):
                 low = min(int(share * 10), 9) * 10
                 self.means[f"test_l1_{low}_{low + 10}"].update(one.abs().mean())
@@ -172,6 +180,9 @@ class Inpainting(DenseTask):
     def on_test_epoch_end(self) -> None:
         """Write the test's scores."""
         self._log_means("test")
+        if self.fid is not None:
+            self.log("test/fid", self.fid.compute())
+            self.fid.reset()
         super().on_test_epoch_end()
 
     def _log_means(self, split: str) -> None:
@@ -244,3 +255,24 @@ def _mask_of(path: Path) -> Tensor:
             "white where the holes are"
         )
     return torch.from_numpy((read_labels(found[0]) > 127).astype(np.float32))[None]
+
+
+def inception_distance(weights: str) -> Metric:
+    """Frechet inception distance of pictures in 0..1, with the network's weights from a file.
+
+    Raises:
+        ZooError: the file or a package is missing.
+    """
+    if not Path(weights).expanduser().is_file():
+        raise ZooError(
+            f"model.init_args.inception: {weights} does not exist, expected torch-fidelity's "
+            "weights-inception-2015-12-05-6726825d.pth"
+        )
+    try:
+        return FrechetInceptionDistance(
+            normalize=True, feature_extractor_weights_path=str(Path(weights).expanduser())
+        )
+    except ModuleNotFoundError as error:
+        raise ZooError(
+            "model.init_args.inception needs torch-fidelity: pip install 'ssm-zoo[fid]'"
+        ) from error

@@ -14,6 +14,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from zoo.data import DataModule
+from zoo.data.volumes import VolumeDataModule
 from zoo.errors import ZooError
 from zoo.losses.segmentation import (
     IGNORE,
@@ -194,7 +195,7 @@ class Segmentation(DenseTask):
     def on_test_epoch_end(self) -> None:
         """Write the test's scores, of volumes too."""
         self._close_volume()
-        if self.volume_scores.update_count:
+        if isinstance(self.data, VolumeDataModule):
             scores = self.volume_scores.compute()
             self.log_dict({f"test/{name}": value for name, value in scores.items()})
             self.volume_scores.reset()
