@@ -101,15 +101,26 @@ class YONOSSR(nn.Module):
         signal = self.schedule.alphas_cumprod.to(t.device)[t][:, None, None, None]
         return signal.sqrt(), (1 - signal).sqrt()
 
-    def velocity(self, noisy: Tensor, condition: Tensor, t: Tensor) -> Tensor:
-        """Noisy latent, encoded picture, timesteps [B] -> v = alpha noise - sigma z."""
-        context = self.context.expand(len(noisy), -1, -1)
-        return self.unet(torch.cat([noisy, condition], 1), t, context).sample
+    def velocity(
+        self, noisy: Tensor, condition: Tensor, t: Tensor, unet: nn.Module | None = None
+    ) -> Tensor:
+        """What the U-Net (or another one, a teacher) says is v = alpha noise - sigma z.
 
-    def denoise(self, noisy: Tensor, condition: Tensor, t: Tensor) -> Tensor:
-        """The same -> clean latent z = alpha noisy - sigma v."""
+        Args:
+            noisy: noisy latent [B, 4, H/8, W/8].
+            condition: encoded low-resolution picture, of the same shape.
+            t: timesteps [B].
+            unet: instead of the model's own.
+        """
+        context = self.context.expand(len(noisy), -1, -1)
+        return (unet or self.unet)(torch.cat([noisy, condition], 1), t, context).sample
+
+    def denoise(
+        self, noisy: Tensor, condition: Tensor, t: Tensor, unet: nn.Module | None = None
+    ) -> Tensor:
+        """As :meth:`velocity` -> clean latent z = alpha noisy - sigma v."""
         alpha, sigma = self.levels(t)
-        return alpha * noisy - sigma * self.velocity(noisy, condition, t)
+        return alpha * noisy - sigma * self.velocity(noisy, condition, t, unet)
 
     def sample(self, condition: Tensor, noise: Tensor, steps: int = 1) -> Tensor:
         """Encoded low-resolution picture and noise -> clean latent by deterministic DDIM."""
