@@ -15,6 +15,8 @@ from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMe
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 import zoo
+from zoo.checkpoints import read_state_dict
+from zoo.checkpoints.sources import locate
 from zoo.data import DataModule
 from zoo.data.inpainting import Inpainting as InpaintingData
 from zoo.data.maps import read_labels
@@ -44,8 +46,8 @@ class Inpainting(DenseTask):
         perceptual_weight, style_weight: in feature maps of ``vgg``; unused without it.
         vgg: torchvision's ImageNet weights of ``vgg16``: a file or URL; null: no such losses.
         crop: side of the crop for the second discriminator.
-        inception: torch-fidelity's file ``weights-inception-2015-12-05-6726825d.pth``; null: no
-            Frechet inception distance.
+        inception: torch-fidelity's file ``weights-inception-2015-12-05-6726825d.pth`` or its
+            URL; null: no Frechet inception distance.
         kwargs: see :class:`DenseTask`.
     """
 
@@ -258,20 +260,15 @@ def _mask_of(path: Path) -> Tensor:
 
 
 def inception_distance(weights: str) -> Metric:
-    """Frechet inception distance of pictures in 0..1, with the network's weights from a file.
+    """Frechet inception distance of pictures in 0..1, with the network's weights from a file or URL.
 
     Raises:
-        ZooError: the file or a package is missing.
+        ZooError: the file cannot be read or would run code, or a package is missing.
     """
-    if not Path(weights).expanduser().is_file():
-        raise ZooError(
-            f"model.init_args.inception: {weights} does not exist, expected torch-fidelity's "
-            "weights-inception-2015-12-05-6726825d.pth"
-        )
+    (path,) = locate(weights).files
+    read_state_dict(path)  # torch-fidelity would run code that is in it
     try:
-        return FrechetInceptionDistance(
-            normalize=True, feature_extractor_weights_path=str(Path(weights).expanduser())
-        )
+        return FrechetInceptionDistance(normalize=True, feature_extractor_weights_path=str(path))
     except ModuleNotFoundError as error:
         raise ZooError(
             "model.init_args.inception needs torch-fidelity: pip install 'ssm-zoo[fid]'"
