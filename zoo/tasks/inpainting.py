@@ -260,7 +260,7 @@ def _mask_of(path: Path) -> Tensor:
 
 
 def inception_distance(weights: str) -> Metric:
-    """Frechet inception distance of pictures in 0..1, with the network's weights from a file or URL.
+    """Frechet inception distance of pictures in 0..1; the network's weights from a file or URL.
 
     Raises:
         ZooError: the file cannot be read or would run code, or a package is missing.
