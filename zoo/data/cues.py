@@ -61,28 +61,3 @@ def marker_sequences(
     )
     classes = (distances - 1) * MARKER_CLASSES // (free - 2)
     return tokens, classes, torch.cat([headers, markers], dim=1)
-
-
-def clue_maps(
-    count: int, height: int, width: int, clues: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Noise with clues to one class, each in a cell of its own.
-
-    Every clue is drawn: with probability 0.7 it speaks for the class, else for any. As in
-    :func:`cue_maps`, it raises the channel of what it speaks for, and the flag channel, by 2.
-
-    Returns:
-        maps [count, 8, height, width], classes [count], and bool [count, height * width]: where the
-        clues are.
-    """
-    maps = 0.3 * torch.randn(count, CUE_CHANNELS, height * width, generator=generator)
-    classes = torch.randint(CUE_CLASSES, (count,), generator=generator)
-    cells = torch.rand(count, height * width, generator=generator).topk(clues, dim=1).indices
-    others = torch.randint(CUE_CLASSES, (count, clues), generator=generator)
-    honest = torch.rand(count, clues, generator=generator) < 0.7
-    spoken = torch.where(honest, classes[:, None], others)
-    which = torch.arange(count)[:, None]
-    maps[which, spoken, cells] += 2
-    maps[which, CUE_CLASSES, cells] += 2
-    marks = torch.zeros(count, height * width, dtype=torch.bool).scatter_(1, cells, True)
-    return maps.unflatten(2, (height, width)), classes, marks
