@@ -15,6 +15,7 @@ from timm.data.auto_augment import posterize
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from zoo.data.base import DataModule, Source
+from zoo.data.hub import open_dataset, rows_of_split
 from zoo.data.pictures import PICTURE_SUFFIXES, read_picture, to_rgb
 from zoo.errors import ZooError
 
@@ -235,7 +236,7 @@ class HuggingFaceImages(ImageDataModule):
         if split == "test" and self.splits["test"] is None:
             return self.source("val")
         if self._dataset is None:
-            self._dataset = self._open()
+            self._dataset = open_dataset(self.path, self.name)
         if self.splits["val"] is None and split != "test":
             held_back = self._rows("train").train_test_split(test_size=0.1, seed=0)
             rows = held_back["train" if split == "train" else "test"]
@@ -243,37 +244,10 @@ class HuggingFaceImages(ImageDataModule):
             rows = self._rows(split)
         return _Rows(rows, *self.columns, self._labels(rows))
 
-    def _open(self) -> Any:
-        import datasets
-
-        try:
-            if (Path(self.path) / "dataset_dict.json").is_file():
-                return datasets.load_from_disk(self.path)
-            return datasets.load_dataset(self.path, self.name)
-        except Exception as error:  # the hub, the network and the file formats all raise their own
-            reason = (
-                str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            )
-            raise ZooError(
-                f"data.init_args.path: cannot open data set {self.path!r} ({reason}); expected a "
-                "name on the Hugging Face hub or a folder"
-            ) from error
-
     def _rows(self, split: str) -> Any:
+        columns = dict(zip(("image_column", "label_column"), self.columns, strict=True))
         wanted = self.splits[split]
-        if wanted not in self._dataset:
-            raise ZooError(
-                f"data.init_args.{split}_split: {self.path} has no split {wanted!r}, it has "
-                + ", ".join(self._dataset)
-            )
-        rows = self._dataset[wanted]
-        for setting, column in zip(("image_column", "label_column"), self.columns, strict=True):
-            if column not in rows.column_names:
-                raise ZooError(
-                    f"data.init_args.{setting}: {self.path} has no column {column!r}, it has "
-                    + ", ".join(rows.column_names)
-                )
-        return rows
+        return rows_of_split(self._dataset, self.path, f"{split}_split", wanted, columns)
 
     def _labels(self, rows: Any) -> dict[Any, int]:
         """Stored label -> class index; sets the class names."""
