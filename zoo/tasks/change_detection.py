@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 from torchmetrics import Metric, MetricCollection
 
-import zoo
 from zoo.data import DataModule
 from zoo.data.change import PAIR_FOLDERS, PairDataModule
 from zoo.data.change_scenes import COVERS, DAMAGES
@@ -41,7 +40,6 @@ class ChangeTask(DenseTask):
     the areas with labels above 0, another a PNG file.
 
     Args:
-        encoder: weights of VMamba that the encoder starts from, a file or URL.
         tile: side of the tiles.
         overlap: of neighbouring tiles, in pixels.
         kwargs: see :class:`DenseTask`.
@@ -53,21 +51,13 @@ class ChangeTask(DenseTask):
     needs: Sequence[str]
     monitor_mode = "max"
 
-    def __init__(
-        self, encoder: str | None = None, tile: int = 1024, overlap: int = 128, **kwargs: Any
-    ) -> None:
+    def __init__(self, tile: int = 1024, overlap: int = 128, **kwargs: Any) -> None:
         if not 0 <= overlap < tile:
             raise ZooError(
                 f"model.init_args.overlap is {overlap}, expected 0 to less than tile, {tile}"
             )
-        self.encoder, self.tile_side, self.overlap = encoder, tile, overlap
+        self.tile_side, self.overlap = tile, overlap
         super().__init__(**kwargs)
-
-    def configure_models(self) -> None:
-        """Build the network, its encoder from ImageNet if wanted."""
-        super().configure_models()
-        if self.encoder is not None:
-            zoo.load_pretrained(self.model.encoder, self.encoder)
 
     def configure_losses(self) -> None:
         """Functions of zoo.losses.segmentation."""

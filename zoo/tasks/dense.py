@@ -37,6 +37,7 @@ class DenseTask(Task):
         model: name of a model, ``python -m zoo.list`` shows them.
         model_args: arguments of the model beyond its published ones.
         pretrained: weights to start from: a file, folder, URL or ``hf://owner/name``.
+        encoder: weights that ``model.encoder`` alone starts from, such as ImageNet's.
         kwargs: see :class:`Task`.
     """
 
@@ -49,10 +50,11 @@ class DenseTask(Task):
         model: str,
         model_args: dict[str, Any] | None = None,
         pretrained: str | None = None,
+        encoder: str | None = None,
         **kwargs: Any,
     ) -> None:
         self.model_name, self.model_args = model, model_args or {}
-        self.pretrained = pretrained
+        self.pretrained, self.encoder = pretrained, encoder
         super().__init__(**kwargs)
 
     def configure_models(self) -> None:
@@ -61,6 +63,8 @@ class DenseTask(Task):
             self.model = zoo.create_model(self.model_name, **self.model_args)
         except (ZooError, TypeError) as error:
             raise ZooError(f"model.init_args.model or model_args: {error}") from error
+        if self.encoder is not None:
+            zoo.load_pretrained(self.model.encoder, self.encoder)
         if self.pretrained is not None:
             zoo.load_pretrained(self.model, self.pretrained)
 
