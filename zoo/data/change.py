@@ -19,6 +19,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from zoo.data.change_scenes import COVERS, DAMAGES, Scene, draw_scene
+from zoo.data.crops import crop_place
 from zoo.data.maps import (
     MapDataModule,
     SmallSample,
@@ -82,7 +83,7 @@ class PairDataModule(MapDataModule):
     def train_transform(self, sample: dict[str, Any]) -> dict[str, Tensor]:
         """Cut, mirror and turn."""
         layers = _framed(sample, self.crop)
-        top, left = crop_place(layers[self.labels[0]], self.crop)
+        top, left = crop_place(layers[self.labels[0]], (self.crop, self.crop))
         flips = [dim for dim in (-1, -2) if torch.rand(()) < 0.5]
         turn = int(torch.randint(*self.turns, ()))
         for name, layer in layers.items():
@@ -403,27 +404,6 @@ class XBD(PairDataModule):
     def made_splits(self, sample: SmallSample) -> dict[str, int]:
         """It has no validation pictures."""
         return {"train": sample.train, "test": sample.test}
-
-
-def crop_place(label: Tensor, side: int, most: float = 0.75, tries: int = 10) -> tuple[int, int]:
-    """Where to cut a square: not where one class covers ``most`` of it, if that can be helped.
-
-    Args:
-        label: [H, W]; 255 does not count.
-        side: of the square.
-        most: share of the commonest class.
-        tries: the last one is taken in any case.
-
-    Returns:
-        top and left.
-    """
-    for _ in range(tries):
-        top, left = (int(torch.randint(full - side + 1, ())) for full in label.shape)
-        known = label[top : top + side, left : left + side]
-        counts = known[known != IGNORE].flatten().bincount()
-        if len(counts) and counts.max() < most * counts.sum():
-            break
-    return top, left
 
 
 def _framed(layers: dict[str, Tensor], side: int) -> dict[str, Tensor]:
