@@ -105,6 +105,12 @@ class MapDataModule(DataModule):
             raise ZooError(f"{path} is missing, expected {self.layout}")
         return path
 
+    def input_size(self, height: int, width: int) -> tuple[int, int] | None:
+        """Size in which the network sees a picture: ``image_size`` where a data set has one; None:
+        its own."""
+        side = getattr(self, "image_size", None)
+        return None if side is None else (side, side)
+
     def to_input(self, image: Tensor) -> Tensor:
         """Picture uint8 or 0..1 float [..., 3, H, W] -> the network's input."""
         if not image.is_floating_point():

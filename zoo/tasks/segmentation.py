@@ -213,16 +213,15 @@ class Segmentation(DenseTask):
             "wrong pixels": overlay(np.full_like(picture, 255), wrong, 1.0),
         }
 
-    def predict_image(self, image: Tensor, data: DataModule) -> Tensor:
+    def predict_image(self, image: Tensor, data: MapDataModule) -> Tensor:
         """Picture in 0..1 -> classes [H, W].
 
-        The network sees it as it saw its own data: resized to ``data.image_size`` where there is
-        one; the answer is resized back.
+        The network sees it in the size in which it saw its own data; the answer is resized back.
         """
-        size = getattr(data, "image_size", None)
+        size = data.input_size(*image.shape[-2:])
         seen = image
         if size is not None:
-            seen = interpolate(image[None], (size, size), mode="bilinear", antialias=True)[0]
+            seen = interpolate(image[None], size, mode="bilinear", antialias=True)[0]
         return self._labels(super().predict_image(seen, data), image.shape[-2:])[0]
 
     def show(self, picture: np.ndarray, output: Tensor) -> tuple[Panels, dict[str, Any]]:

@@ -21,9 +21,6 @@ from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNet
 from zoo.errors import ZooError
 from zoo.models.registry import register_model
 
-POOL_SCALES = (1, 2, 3, 6)
-
-
 class UPerNet(nn.Module):
     """Backbone, pyramid pooling over its coarsest map, and a feature pyramid down to the finest.
 
@@ -35,6 +32,8 @@ class UPerNet(nn.Module):
         backbone_args: its arguments; ``out_indices`` chooses the maps.
         num_classes: classes.
         channels: of the pyramid.
+        pool_scales: sides of the grids that the coarsest map is pooled to; none for a plain
+            feature pyramid.
         aux_channels: of the auxiliary head.
         aux_index: the map that it sees.
         dropout: of whole maps before each classifier.
@@ -47,6 +46,7 @@ class UPerNet(nn.Module):
         backbone_args: dict[str, Any] | None = None,
         num_classes: int = 150,
         channels: int = 512,
+        pool_scales: Sequence[int] = (1, 2, 3, 6),
         aux_channels: int = 256,
         aux_index: int = 2,
         dropout: float = 0.1,
@@ -62,7 +62,7 @@ class UPerNet(nn.Module):
                 f"{', '.join(map(str, range(len(dims))))}"
             )
         settings = SimpleNamespace(
-            pool_scales=POOL_SCALES,
+            pool_scales=tuple(pool_scales),
             hidden_size=channels,
             num_labels=num_classes,
             auxiliary_in_channels=None,
