@@ -14,6 +14,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from zoo.data import DataModule
+from zoo.data.maps import MapDataModule
 from zoo.data.volumes import VolumeDataModule
 from zoo.errors import ZooError
 from zoo.losses.segmentation import (
