@@ -6,14 +6,16 @@ size alone.
 
 from __future__ import annotations
 
+import io
 import math
 import random
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import conv2d, interpolate, pad
-from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
@@ -162,5 +164,8 @@ def _noise(image: Tensor, gauss: tuple[float, float], poisson: tuple[float, floa
 
 
 def _jpeg(image: Tensor, quality: float) -> Tensor:
-    pixels = (image.clamp(0, 1) * 255).round().byte()
-    return decode_jpeg(encode_jpeg(pixels, quality=int(quality)), mode=ImageReadMode.RGB) / 255
+    pixels = (image.clamp(0, 1) * 255).round().byte().movedim(0, -1).numpy()
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=int(quality))
+    with Image.open(file) as picture:
+        return torch.from_numpy(np.array(picture)).movedim(-1, 0) / 255

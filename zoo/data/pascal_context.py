@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.io import loadmat, savemat
+from scipy.io.matlab import MatReadError
 from scipy.ndimage import laplace
 from skimage.morphology import thin
 from torch import Tensor
@@ -153,5 +154,5 @@ def _load(path: Path, name: str) -> Any:
         return loadmat(path, simplify_cells=True)[name]
     except FileNotFoundError:
         raise ZooError(f"{path} is missing, expected {PASCALContext.layout}") from None
-    except (KeyError, ValueError, OSError, NotImplementedError) as error:
+    except (KeyError, ValueError, OSError, NotImplementedError, MatReadError) as error:
         raise ZooError(f"{path}: no readable Matlab file with {name}") from error

@@ -48,6 +48,7 @@ class TaskExpert(nn.Module):
         position_gate: let gates see what is where; fixes the size of pictures to ``img_size``.
         img_size: (height, width), needed for ``position_gate`` alone.
         norm: of experts and heads; groups of 8 channels for tiny batches.
+        upsample: by how much memories are enlarged before the heads.
     """
 
     def __init__(
@@ -62,11 +63,12 @@ class TaskExpert(nn.Module):
         position_gate: bool = True,
         img_size: tuple[int, int] | None = None,
         norm: Literal["batch", "group"] = "batch",
+        upsample: float = 4.0,
     ) -> None:
         super().__init__()
         if not tasks:
             raise ZooError("tasks is empty, expected names with channels such as {depth: 1}")
-        self.tasks, self.stride = dict(tasks), backbone.stride
+        self.tasks, self.stride, self.upsample = dict(tasks), backbone.stride, float(upsample)
         self.fixed_size = tuple(img_size) if position_gate and img_size is not None else None
         if position_gate and gate == "dynamic" and img_size is None:
             raise ZooError("position_gate: needs img_size, or set it to false")
@@ -97,7 +99,7 @@ class TaskExpert(nn.Module):
         memory, gates = self.assemble(image)
         outputs = {}
         for task, head in self.heads.items():
-            x = head(interpolate(memory[task], scale_factor=4.0, mode="bilinear"))
+            x = head(interpolate(memory[task], scale_factor=self.upsample, mode="bilinear"))
             outputs[task] = interpolate(x, size=image.shape[-2:], mode="bilinear")
         return outputs, gates
 
@@ -304,5 +306,6 @@ def taskexpert_vit_large_nyud(**kwargs: Any) -> TaskExpert:
 @register_model()
 def taskexpert_conv(width: int = 32, taps: int = 2, **kwargs: Any) -> TaskExpert:
     """TaskExpert on a few convolutions, for any size; 0.2 M parameters."""
-    settings = {"tasks": NYUD, "dim": 32, "n_experts": 4, "position_gate": False, **kwargs}
+    settings = {"tasks": NYUD, "dim": 32, "n_experts": 4, "position_gate": False, "upsample": 2.0}
+    settings |= kwargs
     return TaskExpert(ConvTaps(width, taps), **settings)
