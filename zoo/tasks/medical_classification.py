@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, interpolate
@@ -11,8 +14,10 @@ from torchmetrics.classification import MulticlassPrecision, MulticlassRecall
 from torchmetrics.wrappers import ClasswiseWrapper
 
 import zoo
+from zoo.data import DataModule
+from zoo.data.pictures import read_picture
 from zoo.errors import ZooError
-from zoo.plots.panels import panel_rows
+from zoo.plots.panels import Panels, panel_rows
 from zoo.tasks.classification import ImageClassification
 
 if TYPE_CHECKING:
@@ -116,13 +121,31 @@ class MedicalClassification(ImageClassification):
         figures = super().figures()
         if not hasattr(self.model, "body"):
             return figures
+        self.eval()
         to_display = self.trainer.datamodule.to_display
-        rows = []
-        for image, _, _ in [*self._mistakes, *self._shown][:SHOWN]:
-            image = image[None].to(self.device)
-            row = {"picture": to_display(image[0])}
-            row["body"] = self.eval_model.look(image).mean(1)[0].sigmoid().cpu().numpy()
-            for i, attention in enumerate(self.eval_model.attend(image)[1], start=1):
-                row[f"attention, stage {i}"] = attention.mean(1)[0].cpu().numpy()
-            rows.append(row)
+        images = [image for image, *_ in [*self._mistakes, *self._shown][:SHOWN]]
+        rows = [self._looks(image, to_display(image)) for image in images]
         return figures | {"attention": panel_rows(rows, "Where the body and its heads look")}
+
+    @torch.inference_mode()
+    def predict_files(
+        self, files: Sequence[Path], data: DataModule, folder: Path
+    ) -> list[dict[str, Any]]:
+        """Classify picture files; beside each result, where MEDUSA looks at each scale."""
+        rows = super().predict_files(files, data, folder)
+        if hasattr(self.model, "body"):
+            for number, path in enumerate(files, start=1):
+                picture = read_picture(path)
+                image, _ = data.eval_transform((picture, 0))
+                figure = panel_rows([self._looks(image, np.asarray(picture))], path.name)
+                figure.savefig(folder / f"{number:04d}_{path.stem}_attention.png")
+        return rows
+
+    def _looks(self, image: Tensor, picture: np.ndarray) -> Panels:
+        """The picture, the body's answer, and each head's mean attention."""
+        image = image[None].to(self.device)
+        panels = {"picture": picture}
+        panels["body"] = self.eval_model.look(image).mean(1)[0].sigmoid().cpu().numpy()
+        for i, attention in enumerate(self.eval_model.attend(image)[1], start=1):
+            panels[f"attention, stage {i}"] = attention.mean(1)[0].cpu().numpy()
+        return panels
