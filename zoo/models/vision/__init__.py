@@ -1,5 +1,12 @@
 """Vision backbones. Importing this package enters them into timm's registry too."""
 
-from zoo.models.vision import efficientvmamba, plainmamba, vim, vmamba
+from zoo.models.vision import (
+    efficientvmamba,
+    mambamixer,
+    plainmamba,
+    token_pruning,
+    vim,
+    vmamba,
+)
 
-__all__ = ["efficientvmamba", "plainmamba", "vim", "vmamba"]
+__all__ = ["efficientvmamba", "mambamixer", "plainmamba", "token_pruning", "vim", "vmamba"]

@@ -1,0 +1,65 @@
+"""Linear forecasts: NLinear and DLinear (Zeng et al., AAAI 2023, arXiv 2205.13504).
+
+Each variate by itself, with weights that all share. As the authors' code (cure-lab/LTSF-Linear) has
+them; its option of separate weights for each variate is not here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.models.registry import register_model
+
+
+class NLinear(nn.Module):
+    """A linear map of what the history differs from its last value.
+
+    Args:
+        seq_len: steps of history; pred_len: steps of forecast.
+    """
+
+    def __init__(self, seq_len: int = 336, pred_len: int = 96) -> None:
+        super().__init__()
+        self.Linear = nn.Linear(seq_len, pred_len)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """History [B, L, M] to forecast [B, T, M]."""
+        last = x[:, -1:]
+        return self.Linear((x - last).transpose(1, 2)).transpose(1, 2) + last
+
+
+class DLinear(nn.Module):
+    """A linear map of the trend, a moving average, and one of the rest.
+
+    Args:
+        seq_len: steps of history; pred_len: steps of forecast.
+        kernel_size: steps of the moving average, odd; the ends are repeated.
+    """
+
+    def __init__(self, seq_len: int = 336, pred_len: int = 96, kernel_size: int = 25) -> None:
+        super().__init__()
+        self.kernel_size = kernel_size
+        self.Linear_Seasonal = nn.Linear(seq_len, pred_len)
+        self.Linear_Trend = nn.Linear(seq_len, pred_len)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """History [B, L, M] to forecast [B, T, M]."""
+        x = x.transpose(1, 2)
+        ends = (self.kernel_size - 1) // 2
+        trend = F.avg_pool1d(F.pad(x, (ends, ends), mode="replicate"), self.kernel_size, stride=1)
+        return (self.Linear_Seasonal(x - trend) + self.Linear_Trend(trend)).transpose(1, 2)
+
+
+@register_model()
+def nlinear(**kwargs: Any) -> NLinear:
+    """NLinear for 336 steps of history and 96 of forecast."""
+    return NLinear(**kwargs)
+
+
+@register_model()
+def dlinear(**kwargs: Any) -> DLinear:
+    """DLinear for 336 steps of history and 96 of forecast."""
+    return DLinear(**kwargs)
