@@ -11,6 +11,7 @@ from sklearn.datasets import load_digits
 
 import zoo.predict
 from tests.test_cli import error_of
+from tests.tiny import ROOT
 
 
 @pytest.fixture
@@ -89,9 +90,10 @@ def test_wrong_arguments_are_one_line(trained_run, tmp_path, capsys, in_tmp_path
     for arguments, expected in (
         (["empty", *checkpoint], "empty holds no files to predict, expected files ending in .bmp"),
         (["no.png", *checkpoint], "no.png: no such file, expected a picture"),
-        (["empty"], "which model? give --checkpoint RUN, or --model NAME --pretrained FILE"),
+        (["empty"], "which model? give --checkpoint RUN, or --model NAME --pretrained FILE, or"),
         (["empty", "--checkpoint", "nowhere"], "nowhere does not exist, expected a run's folder"),
         (["empty", "--checkpoint", "empty"], "empty has no checkpoints/best.ckpt"),
+        (["empty", "--recipe", "r.yaml"], "--recipe r.yaml: its weights are missing"),
         (["empty", "--model", "vmamba_tiny"], "its weights are missing, add --pretrained FILE"),
     ):
         assert expected in error_of(capsys, zoo.predict.main(arguments))
@@ -106,3 +108,15 @@ def test_published_weights_by_model_name(pictures, tmp_path, capsys):
     assert zoo.predict.main([*arguments.split(), "--output", str(tmp_path / "out")]) == 0
     (row,) = rows_of(tmp_path / "out")
     assert not row["prediction"].isdigit(), "ImageNet's classes have names"
+
+
+def test_published_weights_by_recipe(pictures, tmp_path):
+    weights = tmp_path / "SINet.pth"
+    torch.manual_seed(0)
+    torch.save(zoo.create_model("sinet").state_dict(), weights)
+    recipe = ROOT / "recipes" / "dense" / "sinet" / "paper.yaml"
+    arguments = f"{pictures}/tall.JPG --recipe {recipe} --pretrained {weights}"
+    assert zoo.predict.main([*arguments.split(), "--output", str(tmp_path / "out")]) == 0
+    (row,) = rows_of(tmp_path / "out")
+    assert {"share of background", "share of person"} <= set(row)
+    assert Image.open(tmp_path / "out" / "0001_tall_result.png").size == (200, 300)

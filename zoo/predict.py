@@ -1,5 +1,5 @@
-"""``python -m zoo.predict FILES... --checkpoint RUN|CHECKPOINT`` or ``--model NAME --pretrained
-FILE``.
+"""``python -m zoo.predict FILES... --checkpoint RUN|CHECKPOINT``; with published weights ``--model
+NAME`` (a classifier) or ``--recipe RECIPE.yaml``, and ``--pretrained FILE``.
 
 Applies a trained model to files or to all in a folder; writes ``predictions.csv`` and, per file, a
 picture of the result.
@@ -31,12 +31,17 @@ def _arguments() -> argparse.ArgumentParser:
         allow_abbrev=False,
         description="Apply a trained model to files of your own.",
     )
-    parser.add_argument("files", nargs="+", type=Path, help="files or folders, as the task takes them")
+    parser.add_argument(
+        "files", nargs="+", type=Path, help="files or folders, as the task takes them"
+    )
     parser.add_argument(
         "--checkpoint", type=Path, metavar="RUN", help="run's folder, or .ckpt file"
     )
     parser.add_argument(
         "--model", metavar="NAME", help="instead: an image classifier, see zoo list"
+    )
+    parser.add_argument(
+        "--recipe", type=Path, metavar="YAML", help="instead: a recipe that says model and task"
     )
     parser.add_argument(
         "--pretrained", metavar="FILE", help="and its weights: file, folder, URL, hf://"
@@ -80,8 +85,12 @@ def main(argv: list[str]) -> int:
 
 
 def _load(arguments: argparse.Namespace) -> tuple[Task, DataModule]:
-    if (arguments.checkpoint is None) == (arguments.model is None):
-        raise ZooError("which model? give --checkpoint RUN, or --model NAME --pretrained FILE")
+    given = [arguments.checkpoint, arguments.model, arguments.recipe]
+    if sum(value is not None for value in given) != 1:
+        raise ZooError(
+            "which model? give --checkpoint RUN, or --model NAME --pretrained FILE, or --recipe "
+            "YAML --pretrained FILE"
+        )
     if arguments.checkpoint is not None:
         path = resolve_checkpoint(arguments.checkpoint)
         checkpoint = read_checkpoint(path)
@@ -90,7 +99,11 @@ def _load(arguments: argparse.Namespace) -> tuple[Task, DataModule]:
         task.load_weights(checkpoint)
         return task, data
     if arguments.pretrained is None:
-        raise ZooError(f"--model {arguments.model}: its weights are missing, add --pretrained FILE")
+        name = f"--model {arguments.model}" if arguments.model else f"--recipe {arguments.recipe}"
+        raise ZooError(f"{name}: its weights are missing, add --pretrained FILE")
+    if arguments.recipe is not None:
+        weights = f"--model.init_args.pretrained={arguments.pretrained}"
+        return Recipe(arguments.recipe, [weights]).build()
     task = ImageClassification(
         arguments.model, arguments.num_classes, pretrained=arguments.pretrained
     )

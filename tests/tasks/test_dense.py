@@ -64,7 +64,6 @@ def predict(task, data, files, tmp_path):
 def test_segmented_picture_has_its_own_size(photo, tmp_path):
     torch.manual_seed(0)
     task = Segmentation(model="sinet", num_classes=2)
-    task.class_names = ("background", "person")
     rows, drawn = predict(task, Portraits(root="", image_size=64), [photo], tmp_path)
     assert set(rows[0]) == {"file", "share of background", "share of person"}
     assert rows[0]["share of background"] + rows[0]["share of person"] == pytest.approx(1, abs=2e-4)

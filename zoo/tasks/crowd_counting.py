@@ -27,7 +27,8 @@ class CrowdCounting(DenseTask):
         loss: squared error of the density and cross-entropy of the attention, or the Bayesian loss
             on points.
         attention_weight: of the cross-entropy.
-        vgg: torchvision's ImageNet weights of the encoder (``vgg16_bn``, ``vgg19``): file or URL.
+        vgg: torchvision's ImageNet weights of the encoder (``vgg16_bn``, ``vgg19``): file or URL;
+            not looked at where ``pretrained`` gives all weights.
         kwargs: see :class:`DenseTask`.
     """
 
@@ -47,7 +48,7 @@ class CrowdCounting(DenseTask):
     def configure_models(self) -> None:
         """Build the network, its encoder from ImageNet if wanted."""
         super().configure_models()
-        if self.vgg is not None:
+        if self.vgg is not None and self.pretrained is None:
             zoo.load_pretrained(self.model.vgg, self.vgg)
 
     def configure_losses(self) -> None:

@@ -74,9 +74,12 @@ class Inpainting(DenseTask):
         """Discriminators and VGG where they are wanted."""
         count = 2 if self.gan_weight else 0
         self.discriminators = nn.ModuleList(PatchDiscriminator() for _ in range(count))
-        self.vgg = None
-        if self.vgg_source is not None:
-            self.vgg = VGGLoss()
+        self.vgg = None if self.vgg_source is None else VGGLoss()
+
+    def setup(self, stage: str) -> None:
+        """VGG's weights are needed to train, and only then."""
+        super().setup(stage)
+        if stage == "fit" and self.vgg is not None and self.vgg_source is not None:
             zoo.load_pretrained(self.vgg, self.vgg_source)
 
     def configure_metrics(self) -> None:

@@ -37,7 +37,7 @@ class MedicalClassification(ImageClassification):
             a body trains as a whole from the start.
         body_lr_scale: factor of the learning rate of ``model.body`` after that.
         backbone: weights of the classifier's ResNet, such as torchvision's for ImageNet: file or
-            URL.
+            URL; not looked at where ``pretrained`` gives all weights.
         kwargs: see :class:`ImageClassification`.
     """
 
@@ -55,7 +55,7 @@ class MedicalClassification(ImageClassification):
     def configure_models(self) -> None:
         """Build the network, its classifier from ImageNet if wanted."""
         super().configure_models()
-        if self.backbone_source is not None:
+        if self.backbone_source is not None and self.pretrained is None:
             zoo.load_pretrained(self.model.backbone, self.backbone_source)
         if not hasattr(self.model, "body"):
             self.body_epochs = 0

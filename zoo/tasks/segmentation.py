@@ -219,6 +219,7 @@ class Segmentation(DenseTask):
 
         The network sees it in the size in which it saw its own data; the answer is resized back.
         """
+        self.class_names = getattr(data, "class_names", None)
         size = data.input_size(*image.shape[-2:])
         seen = image
         if size is not None:
