@@ -179,6 +179,9 @@ class OutNorms(StagedBackbone):
         kwargs: of the network.
     """
 
+    #: There is no classifier for other classes.
+    head_names = ()
+
     def __init__(self, out_indices: Sequence[int] = (0, 1, 2, 3), **kwargs: Any) -> None:
         super().__init__(**{**kwargs, "num_classes": 0})  # type: ignore[call-arg]
         self.out_indices = tuple(out_indices)
