@@ -172,11 +172,16 @@ def read_image(path: Path) -> tv_tensors.Image:
 
 def read_labels(path: Path) -> np.ndarray:
     """Label file, a grey or palette picture -> its values, [H, W]."""
-    with reading(path, "a picture of labels"), Image.open(path) as picture:
-        values = np.asarray(picture)
+    values = read_label_pixels(path)
     if values.ndim != 2:
         raise ZooError(f"{path}: {values.shape[2]} channels, expected a picture of one, labels")
     return values
+
+
+def read_label_pixels(path: Path) -> np.ndarray:
+    """Label file as it is stored: values or palette indices [H, W], or colours [H, W, C]."""
+    with reading(path, "a picture of labels"), Image.open(path) as picture:
+        return np.asarray(picture)
 
 
 @contextmanager
