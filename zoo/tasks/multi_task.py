@@ -7,14 +7,12 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, normalize
+from torch.nn.functional import interpolate, normalize, pad
 from torchmetrics import MeanMetric, Metric, MetricCollection
 
-import zoo
 from zoo.data import DataModule
 from zoo.data.multi_task import MultiTaskDataModule
 from zoo.errors import ZooError
-from zoo.layers.sizes import pad_to_multiple
 from zoo.losses.multi_task import (
     balance_loss,
     balanced_label_loss,
@@ -69,7 +67,6 @@ class MultiTask(DenseTask):
         loss_weights: of tasks, where they differ from the benchmarks'.
         edge_positive: weight of edge pixels; others have 1 - ``edge_positive``.
         balance_weight: of the experts' balance, for networks with gates.
-        backbone: weights of the network's backbone: file, folder, URL or ``hf://owner/name``.
         single: scores of networks of one task each, by the names above, to be compared with.
         max_depth: pixels beyond, in metres, are not scored.
         kwargs: see :class:`DenseTask`.
@@ -83,18 +80,17 @@ class MultiTask(DenseTask):
         loss_weights: dict[str, float] | None = None,
         edge_positive: float = 0.95,
         balance_weight: float = 0.0,
-        backbone: str | None = None,
         single: dict[str, float] | None = None,
         max_depth: float = 80.0,
         **kwargs: Any,
     ) -> None:
         self.loss_weights = WEIGHTS | (loss_weights or {})
         self.edge_positive, self.balance_weight = edge_positive, balance_weight
-        self.backbone, self.single, self.max_depth = backbone, single or {}, max_depth
+        self.single, self.max_depth = single or {}, max_depth
         super().__init__(**kwargs)
 
     def configure_models(self) -> None:
-        """Build the network; take its backbone's weights."""
+        """Build the network; its tasks must be known."""
         super().configure_models()
         self.outputs: dict[str, int] = self.model.tasks
         unknown = sorted(set(self.outputs) - set(LOSSES))
@@ -109,8 +105,6 @@ class MultiTask(DenseTask):
                 f"model.init_args.single: {sorted(set(self.single) - names)[0]!r} is not measured, "
                 f"expected some of {', '.join(sorted(names))}"
             )
-        if self.backbone is not None:
-            zoo.load_pretrained(self.model.backbone, self.backbone)
 
     def configure_losses(self) -> None:
         """Functions of zoo.losses.multi_task."""
@@ -235,16 +229,19 @@ class MultiTask(DenseTask):
         """
         size = image.shape[-2:]
         fixed = getattr(self.model, "fixed_size", None)
-        inputs = data.to_input(image)[None].to(self.device)
-        if fixed is not None:
+        if fixed is None:
+            outputs = super().predict_image(image, data)
+        else:
             factor = min(1.0, *(have / need for have, need in zip(fixed, size, strict=True)))
             shrunk = [max(1, int(side * factor)) for side in size]
+            inputs = data.to_input(image)[None].to(self.device)
             inputs = interpolate(inputs, size=shrunk, mode="bilinear", antialias=True)
             rows, columns = (have - need for have, need in zip(fixed, shrunk, strict=True))
-            padded = nn.functional.pad(inputs, (0, columns, 0, rows), mode="replicate")
-        else:
-            padded = pad_to_multiple(inputs, self.model.stride)
-        outputs = self._crop(self.eval_model(padded), padded.shape[-2:], inputs.shape[-2:])
+            padded = pad(inputs, (0, columns, 0, rows), mode="replicate")
+            outputs = {
+                task: output[..., : shrunk[0], : shrunk[1]]
+                for task, output in self.eval_model(padded).items()
+            }
         return {
             task: interpolate(output, size=size, mode="bilinear")
             for task, output in outputs.items()

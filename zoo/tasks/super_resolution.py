@@ -294,14 +294,14 @@ class SuperResolution(DenseTask):
             raise ZooError(f"the test's pairs are of another scale than {self.scale}, the model's")
         low = batch[f"low_{self.scale}"]
         result, plain = self(low), upsample(low, self.scale)
-        means = {"psnr": self._psnr(result, image), "bicubic_psnr": self._psnr(plain, image)}
+        means = {"psnr": self.psnr(result, image), "bicubic_psnr": self.psnr(plain, image)}
         means["ssim"] = structural_similarity_index_measure(
             *(self._luma(p) for p in (result, image)), data_range=1.0
         )
         height, width = (side // self.model.factor * self.model.factor for side in image.shape[-2:])
         cut = image[..., :height, :width]
         model = self.eval_model
-        means["autoencoder_psnr"] = self._psnr(model.decode(model.encode(cut)), cut)
+        means["autoencoder_psnr"] = self.psnr(model.decode(model.encode(cut)), cut)
         if self.lpips is not None:
             means["lpips"] = self.lpips(result, image).mean()
         for name, value in means.items():
@@ -316,7 +316,8 @@ class SuperResolution(DenseTask):
         luma = ((pixels * weights).sum(1, keepdim=True) + 16) / 255
         return luma[..., border:-border, border:-border]
 
-    def _psnr(self, picture: Tensor, image: Tensor) -> Tensor:
+    def psnr(self, picture: Tensor, image: Tensor) -> Tensor:
+        """Mean over pictures, on the luma without border; pictures in -1..1."""
         pair = (self._luma(p) for p in (picture, image))
         return peak_signal_noise_ratio(*pair, data_range=1.0, dim=(1, 2, 3))
 

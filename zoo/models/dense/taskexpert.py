@@ -85,6 +85,11 @@ class TaskExpert(nn.Module):
         self.memory = nn.ParameterDict({task: 0.02 * torch.randn(dim) for task in tasks})
         self.heads = nn.ModuleDict({task: _head(dim, n, norm) for task, n in tasks.items()})
 
+    @property
+    def encoder(self) -> nn.Module:
+        """The backbone, by the name that the dense tasks load an encoder's weights into."""
+        return self.backbone
+
     def no_weight_decay(self) -> set[str]:
         """Memories, and what the backbone says."""
         listed = getattr(self.backbone, "no_weight_decay", set)()

@@ -23,8 +23,7 @@ from torch.nn.functional import interpolate, pad
 
 from zoo.checkpoints import read_state_dict
 from zoo.errors import ZooError
-from zoo.layers.sizes import check_multiple
-from zoo.layers.tiling import pad_tiles, tiled
+from zoo.layers.sizes import at_any_size, check_multiple, pad_to_multiple
 from zoo.models.registry import register_model
 
 #: Stable Diffusion v1; what diffusers has as its defaults is left out.
@@ -156,26 +155,24 @@ class YONOSSR(nn.Module):
             low: [B, 3, H, W] in -1..1.
             scale: how many times as large the result is.
             steps: of DDIM.
-            tile, overlap: of the result, in pixels; rounded to what the networks take.
+            tile, overlap: of the result, in pixels.
             seed: of the noise, which is one canvas for all tiles.
 
         Returns:
             [B, 3, scale H, scale W] in -1..1.
         """
         enlarged = upsample(low, scale)
-        padded = pad_tiles(enlarged, self.stride)
-        tile = max(tile // self.stride, 1) * self.stride
-        overlap = min(overlap // self.factor * self.factor, tile - self.factor)
-        f, channels = self.factor, self.vae.config.latent_channels
-        size = (len(low), channels, padded.shape[-2] // f, padded.shape[-1] // f)
-        canvas = torch.randn(size, generator=torch.Generator().manual_seed(seed)).to(low)
+        padded = pad_to_multiple(enlarged, self.stride)
+        sides = [side // self.factor for side in padded.shape[-2:]]
+        shape = (len(low), self.vae.config.latent_channels, *sides)
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(low)
+        # the noise travels with the pixels, so that each tile gets its own part of it
+        canvas = torch.cat([padded, interpolate(noise, scale_factor=float(self.factor))], 1)
 
-        def restore(image: Tensor, top: int, left: int) -> Tensor:
-            rows, columns = (side // f for side in image.shape[-2:])
-            place = (..., slice(top // f, top // f + rows), slice(left // f, left // f + columns))
-            return self(image, canvas[place], steps)
+        def restore(part: Tensor) -> Tensor:
+            return self(part[:, :3], part[:, 3:, :: self.factor, :: self.factor], steps)
 
-        result = tiled(restore, padded, tile, overlap)
+        result = at_any_size(restore, canvas, self.stride, tile, overlap)
         return result[..., : enlarged.shape[-2], : enlarged.shape[-1]].clamp(-1, 1)
 
     def remap_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
