@@ -1,4 +1,4 @@
-"""Proofs that train a recipe and look at what came out."""
+"""Proofs that train a recipe and look at what came out, or at its data."""
 
 from __future__ import annotations
 
@@ -13,22 +13,42 @@ from zoo.proofs.base import Measurement
 from zoo.tasks import Task
 
 
-class Trained(Measurement):
+class OfRecipe(Measurement):
+    """Something about a recipe.
+
+    Args:
+        recipe: file below ``recipes/``.
+        overrides: values to set in it, such as ``{model.init_args.model_args.gate: open}``.
+    """
+
+    def __init__(self, recipe: str, overrides: dict[str, Any] | None = None) -> None:
+        self.recipe, self.overrides = recipe, overrides or {}
+
+    def open(self, seed: int = 0) -> Recipe:
+        """The recipe with its overrides."""
+        options = [
+            f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
+            for key, value in self.overrides.items()
+        ]
+        return Recipe(recipes_folder() / self.recipe, [*options, f"--seed_everything={seed}"])
+
+
+class Trained(OfRecipe):
     """The test of a recipe after its last step, without a run's folder; the mean over seeds.
 
     Measures what the test writes (``test/iou`` as ``iou``), ``parameters`` (of the network, those
     that learn), and what a subclass finds in ``inspect``.
 
     Args:
-        recipe: file below ``recipes/``.
-        overrides: values to set in it, such as ``{model.init_args.model_args.gate: open}``.
+        recipe, overrides: see :class:`OfRecipe`.
         seeds: of the runs.
     """
 
     def __init__(
         self, recipe: str, overrides: dict[str, Any] | None = None, seeds: Sequence[int] = (0,)
     ) -> None:
-        self.recipe, self.overrides, self.seeds = recipe, overrides or {}, list(seeds)
+        super().__init__(recipe, overrides)
+        self.seeds = list(seeds)
 
     def inspect(self, task: Task, data: DataModule) -> dict[str, float]:
         """More numbers, from the trained task in evaluation mode."""
@@ -40,11 +60,7 @@ class Trained(Measurement):
         return {name: sum(run[name] for run in runs) / len(runs) for name in runs[0]}
 
     def _run(self, seed: int) -> dict[str, float]:
-        options = [
-            f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
-            for key, value in self.overrides.items()
-        ]
-        recipe = Recipe(recipes_folder() / self.recipe, [*options, f"--seed_everything={seed}"])
+        recipe = self.open(seed)
         task, data = recipe.build()
         trainer = recipe.build_trainer(
             logger=False, enable_checkpointing=False, enable_progress_bar=False

@@ -1,0 +1,55 @@
+"""What the proofs of dense prediction measure, on the smallest of their recipes."""
+
+import pytest
+
+from zoo.proofs.medusa_medical import Looks
+from zoo.proofs.mutual_inpainting import HoleGap, MeanFill
+from zoo.proofs.sfanet import ConstantCount
+from zoo.proofs.sinet import Blocking
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """Overrides: few samples of 64 pixels, one epoch."""
+    return {
+        "data.init_args.root": str(tmp_path / "set"),
+        "data.init_args.sample": {"train": 16, "val": 4, "test": 6, "size": 64},
+        "data.init_args.batch_size": 4,
+        "trainer.max_epochs": 1,
+        "trainer.limit_train_batches": 1,
+    }
+
+
+def test_blocking(tiny):
+    recipe = "dense/sinet/small.yaml"
+    tiny |= {"data.init_args.image_size": 64, "model.init_args.encoder_epochs": 0}
+    measured = Blocking(recipe, tiny).measure()
+    assert measured["parameters"] == 86_910
+    assert 0 <= measured["interior_error"] <= 1 and measured["gate_ratio"] > 0
+    always = Blocking(recipe, tiny | {"model.init_args.model_args": {"gate": "open"}}).measure()
+    assert always["gate_ratio"] == pytest.approx(1), "an open gate is the same everywhere"
+
+
+def test_hole_gap(tiny):
+    recipe = "dense/mutual_inpainting/small.yaml"
+    with_it = HoleGap(recipe, tiny).measure()
+    without = HoleGap(recipe, tiny | {"model.init_args.model_args.equalise": False}).measure()
+    assert with_it["gap"] > 0 and without["gap"] > 0
+    assert without["parameters"] < with_it["parameters"] < 1.02 * without["parameters"]
+
+
+def test_looks(tiny):
+    measured = Looks("dense/medusa_medical/small.yaml", tiny).measure()
+    assert measured["contrast"] > 0 and 0 <= measured["acc1"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("measurement", "recipe", "name"),
+    [
+        (ConstantCount, "dense/sfanet/small.yaml", "mae"),
+        (MeanFill, "dense/mutual_inpainting/small.yaml", "hole_l1"),
+    ],
+)
+def test_trivial_answers(measurement, recipe, name, tiny):
+    del tiny["trainer.limit_train_batches"], tiny["trainer.max_epochs"]
+    assert measurement(recipe, tiny).measure()[name] > 0

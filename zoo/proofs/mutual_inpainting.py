@@ -1,0 +1,53 @@
+"""What MEDFE's equalisation does to features, and the fill that any network must beat."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from zoo.data import DataModule
+from zoo.proofs.trained import OfRecipe, Trained
+from zoo.tasks import Task
+
+
+class HoleGap(Trained):
+    """How much the features that the mutual block gives back to the decoder betray the hole.
+
+    Measures, beside the test's scores, ``gap``: the difference of a feature's mean over the hole
+    and over the known places, in standard deviations over the picture; mean over features and test
+    pictures.
+    """
+
+    @torch.inference_mode()
+    def inspect(self, task: Task, data: DataModule) -> dict[str, float]:
+        """Look at the features behind the equalisation, or where it would be."""
+        features: list[Tensor] = []
+        network = task.eval_model
+        hook = network.mutual.base.register_forward_hook(lambda *call: features.append(call[-1]))
+        gaps = []
+        for batch in data.test_dataloader():
+            network(batch["image"], batch["mask"])
+            x = features.pop()
+            hole = interpolate(batch["mask"], size=x.shape[-2:], mode="area")
+            means = [(x * w).sum((2, 3)) / w.sum((2, 3)) for w in (hole, 1 - hole)]
+            gaps.append(((means[0] - means[1]).abs() / x.std((2, 3)).clamp(min=1e-6)).mean(1))
+        hook.remove()
+        return {"gap": float(torch.cat(gaps).mean())}
+
+
+class MeanFill(OfRecipe):
+    """``hole_l1`` on the test pictures when holes get the mean colour of the known pixels."""
+
+    def measure(self) -> dict[str, float]:
+        """Fill the holes of all test pictures."""
+        _, data = self.open().build()
+        data.setup("test")
+        errors = []
+        for batch in data.test_dataloader():
+            image, mask = batch["image"], batch["mask"]
+            known = 1 - mask
+            mean = (image * known).sum((2, 3), keepdim=True) / known.sum((2, 3), keepdim=True)
+            error = ((mean - image).abs() * mask).sum((1, 2, 3)) / (3 * mask.sum((1, 2, 3)))
+            errors += error.tolist()
+        return {"hole_l1": sum(errors) / len(errors)}
