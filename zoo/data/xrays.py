@@ -163,7 +163,7 @@ def draw_xray(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarr
         )
         lungs[rows, columns] = True
     texture = gaussian_filter(rng.normal(0, 1, (size, size)), 1.5)
-    image = 0.55 - 0.2 * gaussian_filter(lungs.astype(float), 1) + 0.12 * texture / texture.std()
+    image = 0.55 - 0.2 * gaussian_filter(lungs.astype(float), 1) + 0.06 * texture / texture.std()
     positive = bool(rng.integers(2))
     # a spot that must lie outside keeps a distance
     near = gaussian_filter(lungs.astype(float), 2) > 0.02
@@ -173,6 +173,6 @@ def draw_xray(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarr
         places.append(inside[rng.integers(len(inside))])
     y, x = np.mgrid[:size, :size]
     for row, column in places:
-        spread = 2 * rng.uniform(1.2, 2.0) ** 2
-        image += 0.35 * np.exp(-((y - row) ** 2 + (x - column) ** 2) / spread)
+        spread = 2 * rng.uniform(1.8, 2.6) ** 2
+        image += 0.45 * np.exp(-((y - row) ** 2 + (x - column) ** 2) / spread)
     return np.clip(image, 0, 1), lungs, positive
