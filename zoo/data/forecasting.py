@@ -28,6 +28,8 @@ _MONTHS = np.array([12, 4, 4]) * 30 * 24
 _PER_HOUR = {"etth": 1, "ettm": 4}
 #: Shares of training and test elsewhere; validation has the rest.
 _TRAIN, _TEST = 0.7, 0.2
+#: Hours after which the made followers repeat.
+_DELAY = 20
 
 
 @dataclass
@@ -39,7 +41,7 @@ class SmallSeries:
         seed: of the maker.
     """
 
-    hours: int = 4000
+    hours: int = 9000
     seed: int = 0
 
 
@@ -57,9 +59,7 @@ class Forecasting(DataModule):
         pred_len: T, steps of forecast: 96, 192, 336 or 720 in the benchmark.
         split: "etth" and "ettm" are 12, 4 and 4 months by hours and by quarters of an hour,
             "ratio" is 7:1:2; "auto" tells by the file's name.
-        sample: make a small series at ``path`` unless there is one: two drivers, a selector, and
-            four followers, each of which repeats the driver that the selector points at 16 to 24
-            hours later.
+        sample: make a small series at ``path`` unless there is one, see :func:`made_series`.
         kwargs: see :class:`DataModule`.
     """
 
@@ -180,31 +180,23 @@ def write_series(path: Path, table: pd.DataFrame) -> None:
 
 
 def made_series(hours: int, seed: int) -> pd.DataFrame:
-    """Seven variates under ETT's names that only a look at the others forecasts well.
+    """Seven variates under ETT's names, four of which only a look at another one forecasts well.
 
-    HUFL and HULL are drivers, damped oscillations that noise keeps going. MUFL, the selector, is
-    about 1 or -1 for 40 hours or so. MULL, LUFL, LULL and OT repeat, 16, 18, 20 and 24 hours later,
-    HUFL where the selector was positive and HULL where it was negative.
+    HUFL, HULL and MUFL are oscillations of their own that noise keeps going. MULL, LUFL, LULL and
+    OT repeat HUFL 20 hours later, with some noise.
     """
     random = np.random.default_rng(seed)
-    delays = {"MULL": 16, "LUFL": 18, "LULL": 20, "OT": 24}
-    length = hours + max(delays.values())
-    noise = random.normal(size=(2, length))
-    drivers = np.zeros((2, length))
+    length = hours + _DELAY
+    noise = random.normal(size=(3, length))
+    own = np.zeros((3, length))
     for t in range(2, length):
-        drivers[:, t] = 1.5 * drivers[:, t - 1] - 0.75 * drivers[:, t - 2] + noise[:, t]
-    drivers /= drivers.std(axis=1, keepdims=True)
-    turns = (random.random(length) < 1 / 40).cumsum() % 2
-    selector = np.where(turns == 0, 1.0, -1.0)
-    chosen = np.where(selector > 0, drivers[0], drivers[1])
-    columns = {
-        "HUFL": drivers[0],
-        "HULL": drivers[1],
-        "MUFL": selector + 0.1 * random.normal(size=length),
-    }
-    for name, delay in delays.items():
-        columns[name] = np.roll(chosen, delay) + 0.1 * random.normal(size=length)
-    table = pd.DataFrame(columns)[max(delays.values()) :]
+        own[:, t] = 1.5 * own[:, t - 1] - 0.75 * own[:, t - 2] + noise[:, t]
+    own /= own.std(axis=1, keepdims=True)
+    later = np.roll(own[0], _DELAY)
+    columns = dict(zip(("HUFL", "HULL", "MUFL"), own, strict=True))
+    for name in ("MULL", "LUFL", "LULL", "OT"):
+        columns[name] = later + 0.1 * random.normal(size=length)
+    table = pd.DataFrame(columns)[_DELAY:]
     scales = [(8.0, 3.0), (2.0, 1.5), (4.0, 2.0), (1.0, 1.0), (3.0, 1.0), (1.0, 0.5), (15.0, 8.0)]
     for name, (mean, scale) in zip(table.columns, scales, strict=True):
         table[name] = mean + scale * table[name]
