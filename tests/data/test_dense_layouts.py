@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from zoo.data.cityscapes import CLASSES, Cityscapes
 from zoo.data.crowds import UCFQNRF, ShanghaiTech
 from zoo.data.inpainting import Inpainting
 from zoo.data.maps import SmallSample
@@ -19,6 +20,7 @@ from zoo.errors import ZooError
 SAMPLE = SmallSample(train=24, val=4, test=4, size=64)
 KINDS = {
     "portraits": (Portraits, {"image_size": 32}),
+    "cityscapes": (Cityscapes, {"crop": [48, 64]}),
     "synapse": (Synapse, {"image_size": 32}),
     "msd": (NiftiVolumes, {"image_size": 32, "kind": "msd"}),
     "acdc": (NiftiVolumes, {"image_size": 32, "kind": "acdc"}),
@@ -27,6 +29,9 @@ KINDS = {
     "inpainting": (Inpainting, {"image_size": 32}),
     "xrays": (COVIDx, {"image_size": 32}),
 }
+
+
+STREET = "made/made_000000_000019"
 
 
 def build(kind: str, root: Path, sample: SmallSample | None = SAMPLE):
@@ -52,6 +57,7 @@ def test_batches(made, kind):
     data.setup("test")
     shapes = {
         "portraits": {"image": (2, 3, 32, 32), "mask": (2, 32, 32)},
+        "cityscapes": {"image": (2, 3, 48, 64), "mask": (2, 48, 64)},
         "synapse": {"image": (2, 1, 32, 32), "mask": (2, 32, 32), "volume": (2,)},
         "msd": {"image": (2, 4, 32, 32), "mask": (2, 32, 32), "volume": (2,)},
         "acdc": {"image": (2, 1, 32, 32), "mask": (2, 32, 32), "volume": (2,)},
@@ -87,6 +93,8 @@ def test_batches(made, kind):
                     k: (*v[:2], v[2] * 64 // 48, v[3] * 64 // 48) if len(v) == 4 else v
                     for k, v in wanted.items()
                 }
+        if kind == "cityscapes" and batch["image"].shape[-2] == 64:  # whole pictures
+            wanted = {"image": (2, 3, 64, 64), "mask": (2, 64, 64)}
         assert {name: tuple(value.shape) for name, value in batch.items()} == wanted
         assert batch["image"].dtype == torch.float32
 
@@ -108,6 +116,22 @@ def test_portraits_are_scaled_as_the_published_weights_want(made):
     assert last == pytest.approx((255 - 132.35703) / 68.29726 / 255)
     assert blue == pytest.approx(-107.304565 / 63.97182 / 255)
     assert green == pytest.approx(-115.69884 / 65.1337 / 255)
+
+
+def test_ids_of_streets_become_numbers_of_classes(made):
+    source = build("cityscapes", made["cityscapes"]).source("val")
+    seen = {int(v) for i in range(4) for v in source[i]["mask"].unique()}
+    names = list(CLASSES)
+    assert {names[v] for v in seen - {255}} <= {
+        "road",
+        "sidewalk",
+        "building",
+        "wall",
+        "vegetation",
+        "terrain",
+        "sky",
+    } and len(seen) > 3
+    assert len(CLASSES) == 19
 
 
 def test_augmented_portraits_keep_their_masks(made):
@@ -171,6 +195,11 @@ def test_missing_folder_is_said(kind, tmp_path):
         ("portraits", "Portrait/images_data_crop/00001.jpg", "expected a picture"),
         ("portraits", "Portrait/GT_png/00001_mask.png", "expected a picture of labels"),
         ("portraits", "Portrait/train.txt", "expected a list of numbers"),
+        (
+            "cityscapes",
+            f"gtFine/train/{STREET}_gtFine_labelIds.png",
+            "expected a picture of labels",
+        ),
         ("synapse", "train_npz/case0005_slice000.npz", "expected an .npz file"),
         ("synapse", "test_vol_h5/case0001.npy.h5", "expected an HDF5 file"),
         ("msd", "imagesTr/BRATS_001.nii.gz", "expected a NIfTI file"),

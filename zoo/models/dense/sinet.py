@@ -63,7 +63,22 @@ CITYSCAPES: Config = (
 Gate = Literal["softmax", "sigmoid", "open"]
 
 
-class SINet(nn.Module):
+class LightNet(nn.Module):
+    """A network in which one weight decay does not fit all parameters."""
+
+    def weight_decay_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """None for depthwise kernels, a hundredth for what is no kernel (the authors' settings)."""
+        dense = [p for p in self.parameters() if p.ndim == 4 and p.shape[1] > 1]
+        depthwise = [p for p in self.parameters() if p.ndim == 4 and p.shape[1] == 1]
+        rest = [p for p in self.parameters() if p.ndim != 4]
+        return [
+            {"params": dense, "weight_decay": weight_decay},
+            {"params": depthwise, "weight_decay": 0.0},
+            {"params": rest, "weight_decay": weight_decay / 100},
+        ]
+
+
+class SINet(LightNet):
     """Portrait segmentation (paper, section 3).
 
     ``forward``: image [B, 3, H, W] -> logits [B, num_classes, H, W], H and W multiples of 32.
@@ -105,17 +120,6 @@ class SINet(nn.Module):
         """Image -> logits at full size."""
         return self.decode(image)[0]
 
-    def weight_decay_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """None for depthwise kernels, a hundredth for what is no kernel (the authors' settings)."""
-        dense = [p for p in self.parameters() if p.ndim == 4 and p.shape[1] > 1]
-        depthwise = [p for p in self.parameters() if p.ndim == 4 and p.shape[1] == 1]
-        rest = [p for p in self.parameters() if p.ndim != 4]
-        return [
-            {"params": dense, "weight_decay": weight_decay},
-            {"params": depthwise, "weight_decay": 0.0},
-            {"params": rest, "weight_decay": weight_decay / 100},
-        ]
-
     def decode(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Image -> logits [B, C, H, W] and the gate of low-level detail [B, 1, H/4, W/4]."""
         check_multiple(image, self.stride)
@@ -156,7 +160,7 @@ class Encoder(nn.Module):
         return self.classifier(self.features(image)[1])
 
 
-class SINetCityscapes(nn.Module):
+class SINetCityscapes(LightNet):
     """The form for street scenes: one stage more, two blocking steps, kernels in two bands.
 
     ``forward``: image [B, 3, H, W] -> logits [B, num_classes, H/2, W/2], H and W multiples of 128;
