@@ -44,7 +44,7 @@ def test_parameter_count():
         "post_quant": 20,
     }
     assert model.stride == 64 and model.factor == 8
-    assert count("yonos_sr_tiny") == 1_190_795
+    assert count("yonos_sr_tiny") == 1_146_363
 
 
 def test_shapes_and_learning():
