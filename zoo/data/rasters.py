@@ -26,7 +26,7 @@ TIFF_SUFFIXES = frozenset([".tif", ".tiff"])
 
 try:
     import rasterio
-    from rasterio.enums import Resampling
+    from rasterio.enums import ColorInterp, Resampling
     from rasterio.errors import NotGeoreferencedWarning, RasterioError
     from rasterio.features import shapes
     from rasterio.vrt import WarpedVRT
@@ -148,7 +148,13 @@ def open_pair(before: Path, after: Path) -> Iterator[tuple[Raster, Raster]]:
                 raise ZooError(_other_size(before, first, after, second))
             grid = {"crs": first.crs, "transform": first.transform}
             size = {"height": first.height, "width": first.width}
-            warped = WarpedVRT(second.dataset, resampling=Resampling.bilinear, **grid, **size)
+            # what lies outside of the second picture needs a mark of its own where it has none
+            plain = (
+                second.dataset.nodata is None
+                and ColorInterp.alpha not in second.dataset.colorinterp
+            )
+            method = {"resampling": Resampling.bilinear, "add_alpha": plain}
+            warped = WarpedVRT(second.dataset, **method, **grid, **size)
             second = TiffRaster(stack.enter_context(warped), after)
             if not second.dataset.dataset_mask(out_shape=(256, 256)).any():
                 raise ZooError(f"{before} and {after} do not overlap on the ground")
@@ -163,10 +169,10 @@ def _same(first: TiffRaster, second: TiffRaster) -> bool:
         return False
     if first.crs is None:
         return True
-    corners = [(0, 0), (first.width, 0), (0, first.height)]
-    inverse = ~first.transform
-    moved = [inverse * (second.transform * corner) for corner in corners]
-    return bool(np.allclose(moved, corners, atol=0.01, rtol=0))
+    mine, theirs = (np.array(raster.transform)[:6].reshape(2, 3) for raster in (first, second))
+    corners = np.array([(0, 0, 1), (first.width, 0, 1), (0, first.height, 1)]).T
+    pixel = abs(np.linalg.det(mine[:, :2])) ** 0.5
+    return bool(np.abs((theirs - mine) @ corners).max() <= 0.01 * pixel)
 
 
 def _other_size(before: Path, first: Raster, after: Path, second: Raster) -> str:
