@@ -140,7 +140,7 @@ def measure_model(case: ModelCase, setting: Setting) -> ModelRow:
     torch.manual_seed(0)
     step = case.build(setting.device)
     with case.surroundings():
-        shares = _shares(step, setting.device)
+        shares = shares_of(step, setting.device)
         seconds = median_seconds({"": (step, setting.threads)}, setting.seconds)[""]
     row = ModelRow(case.model, case.what, seconds, shares)
     if case.peer:
@@ -149,7 +149,8 @@ def measure_model(case: ModelCase, setting: Setting) -> ModelRow:
     return row
 
 
-def _shares(step: Callable[[], Any], device: str) -> dict[str, float]:
+def shares_of(step: Callable[[], Any], device: str) -> dict[str, float]:
+    """The share of a step's time that each kind of operator takes."""
     step()
     activities = [ProfilerActivity.CPU]
     if device == "cuda":

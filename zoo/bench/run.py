@@ -16,6 +16,7 @@ from zoo.bench.models import MODELS, ModelRow, measure_model
 from zoo.bench.plot import plot_growth
 from zoo.bench.rows import Growth, Row, Setting, measure_growth, measure_row
 from zoo.bench.table import CPU, GPU, GROWTH, QUICK
+from zoo.bench.token_pruning import PRUNED, measure_pruned
 from zoo.command import command
 from zoo.errors import ZooError
 
@@ -64,6 +65,9 @@ def main(argv: list[str]) -> int:
         for model in MODELS[:1] if quick else MODELS:
             with console.status(f"{model.model} {model.what}"):
                 models.append(measure_model(model, setting))
+        for name in () if quick else PRUNED:
+            with console.status(f"{name}, pruned"):
+                models.append(measure_pruned(name, setting))
         report.print_models(console, models)
 
     if arguments.json:
