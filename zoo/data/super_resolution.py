@@ -17,10 +17,10 @@ from zoo.data.maps import MapDataModule, SmallSample, read_image, write_image
 from zoo.data.pictures import PICTURE_SUFFIXES
 from zoo.errors import ZooError
 
-#: Pictures that come with scikit-image: those to learn from, and those to be judged on.
+#: Colour pictures that come with scikit-image: those to learn from, and those to be judged on.
 LEARNT = (
-    "astronaut", "rocket", "immunohistochemistry", "stereo_motorcycle", "retina", "brick",
-    "gravel", "grass", "camera", "coins",
+    "astronaut", "rocket", "immunohistochemistry", "stereo_motorcycle", "retina",
+    "hubble_deep_field",
 )  # fmt: skip
 JUDGED = ("coffee", "chelsea")
 
