@@ -7,7 +7,6 @@ same run. ``--compare all`` measures every method that the given heads and draft
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,19 +20,11 @@ from transformers import PreTrainedTokenizerBase
 
 from zoo.cli import quiet
 from zoo.command import command
-from zoo.decoding import Generation, generate, list_methods, make_method
-from zoo.decoding.spec_bench import (
-    TASKS,
-    Answer,
-    answer_questions,
-    mean_accepted,
-    read_questions,
-    same_texts,
-    speed_up,
-)
+from zoo.decoding import VERIFIERS, Generation, Method, generate, list_methods, make_method
+from zoo.decoding.comparison import figure, on_prompts, on_spec_bench, show, write_json
+from zoo.decoding.spec_bench import TASKS, read_questions
 from zoo.errors import ZooError
 from zoo.models.language.base_lm import load_causal_lm, load_tokenizer
-from zoo.plots.decoding import method_comparison
 from zoo.show import print_table, say
 from zoo.tasks.decoding_test import acceptance_figure
 
@@ -47,6 +38,7 @@ NEEDS = {
     "draft_tree": "draft",
     "specdec_pp": "head",
 }
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass
@@ -59,10 +51,10 @@ class Target:
     def encode(self, prompt: str) -> Tensor:
         """A prompt as ``[1, T]``; without a tokenizer it is a row of numbers."""
         if self.tokenizer is not None:
-            ids = self.tokenizer(prompt, return_tensors="pt")["input_ids"]
+            ids = self.tokenizer(prompt, return_tensors="pt")["input_ids"].long()
         else:
             try:
-                ids = torch.tensor([[int(word) for word in prompt.split()]])
+                ids = torch.tensor([[int(word) for word in prompt.split()]], dtype=torch.long)
             except ValueError:
                 raise ZooError(
                     "the target has no tokenizer, so the prompt must be token numbers such as "
@@ -83,53 +75,48 @@ def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="zoo generate",
         allow_abbrev=False,
-        description="Continue a text with a language model, several tokens per pass.",
+        description="Continue a text with a language model, also several tokens per pass.",
     )
-    parser.add_argument(
-        "prompt", nargs="*", help="the text to go on with; several are done in turn"
-    )
-    parser.add_argument("--target", required=True, help="folder, hub name, or a model trained here")
-    parser.add_argument(
+    add = parser.add_argument
+    add("prompt", nargs="*", help="the text to go on with; several are done in turn")
+    add("--target", required=True, help="folder, hub name, or a model trained here")
+    add(
         "--method",
-        default="token_recycling",
-        help="such as medusa, kangaroo, spectr; an unknown one lists all",
+        default="plain",
+        help="such as token_recycling, medusa, spectr; an unknown one lists all (default plain)",
     )
-    parser.add_argument("--draft", help="draft model: folder, hub name, or a model trained here")
-    parser.add_argument(
+    add("--draft", help="draft model: folder, hub name, or a model trained here")
+    add(
         "--heads",
         action="append",
         default=[],
         metavar="[METHOD=]DIR",
         help="trained heads or adapter of a method; may be given several times with --compare",
     )
-    parser.add_argument(
+    add(
         "--set",
         action="append",
         default=[],
         metavar="[METHOD.]NAME=VALUE",
         help="any other option of a method, such as kangaroo.exit_layer=1",
     )
-    parser.add_argument("--max-new-tokens", type=int, default=128)
-    parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--top-k", type=int, default=0)
-    parser.add_argument("--top-p", type=float, default=1.0)
-    parser.add_argument("--verifier", help="greedy, sample_match, typical, rejection or k_seq")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", help="of the target, such as bfloat16; its own by default")
-    parser.add_argument(
-        "--compare", metavar="all|METHODS", help="measure several methods (a,b,c) on the prompts"
-    )
-    parser.add_argument(
-        "--repeat", type=int, default=3, help="measure each so often, take the best"
-    )
-    parser.add_argument(
-        "--spec-bench", type=Path, metavar="FILE", help="Spec-Bench's question.jsonl"
-    )
-    parser.add_argument("--tasks", default="", help=f"of Spec-Bench: {','.join(TASKS)}")
-    parser.add_argument("--limit", type=int, help="questions of each task")
-    parser.add_argument("--plot", type=Path, metavar="DIR", help="write pictures there")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there")
+    add("--max-new-tokens", type=int, default=128, help="of each prompt (default 128)")
+    add("--temperature", type=float, default=0.0, help="0, the default, decodes greedily")
+    add("--top-k", type=int, default=0, help="draw from so many tokens only; 0: from all")
+    add("--top-p", type=float, default=1.0, help="draw from the best tokens of this mass")
+    add("--verifier", help=f"rule of acceptance: {', '.join(VERIFIERS)}")
+    add("--seed", type=int, default=0, help="of the draws (default 0)")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--dtype", choices=DTYPES, help="of the target; its own by default")
+    add("--text-only", action="store_true", help="print the text and measure nothing")
+    add("--compare", metavar="all|METHODS", help="measure several methods (a,b,c) on the prompts")
+    add("--repeat", type=int, default=3, help="measure each so often, take the best (default 3)")
+    add("--spec-bench", type=Path, metavar="FILE", help="Spec-Bench's question.jsonl")
+    add("--tasks", default="", help=f"of Spec-Bench: {','.join(TASKS)}")
+    add("--limit", type=int, help="questions of each task of Spec-Bench")
+    add("--answers", type=Path, metavar="DIR", help="write answers in Spec-Bench's layout there")
+    add("--plot", type=Path, metavar="DIR", help="write pictures there")
+    add("--json", type=Path, metavar="FILE", help="write the numbers of a comparison there")
     return parser
 
 
@@ -138,22 +125,42 @@ def main(argv: list[str]) -> int:
     """Generate, or compare."""
     arguments = _arguments().parse_args(argv)
     quiet()
+    if arguments.spec_bench is None and not arguments.prompt:
+        raise ZooError("a prompt is missing: zoo generate --target DIR --method METHOD 'prompt'")
+    _make_folders(arguments)
     target = _load(arguments)
-    if arguments.spec_bench is not None:
-        _spec_bench(target, arguments)
-    elif arguments.compare is not None:
+    if arguments.spec_bench is not None or arguments.compare is not None:
         _compare(target, arguments)
-    else:
-        for prompt in _prompts(arguments):
-            _generate(target, prompt, arguments)
+        return 0
+    method = _make(arguments.method, arguments)
+    for prompt in arguments.prompt:
+        _generate(target, prompt, method, arguments)
     return 0
 
 
+def _make_folders(arguments: argparse.Namespace) -> None:
+    """Make the folders of all output, before anything is measured in vain."""
+    json_folder = arguments.json.parent if arguments.json is not None else None
+    for option, folder in (
+        ("--json", json_folder),
+        ("--plot", arguments.plot),
+        ("--answers", arguments.answers),
+    ):
+        if folder is not None:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ZooError(f"{option}: {folder} cannot be made: {error.strerror}") from None
+
+
 def _load(arguments: argparse.Namespace) -> Target:
-    options = {} if arguments.dtype is None else {"dtype": getattr(torch, arguments.dtype, None)}
-    if None in options.values():
-        raise ZooError(f"--dtype {arguments.dtype}: expected float32, bfloat16 or float16")
-    model = load_causal_lm(arguments.target, **options).to(arguments.device)
+    try:
+        device = torch.empty(0, device=arguments.device).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ZooError(f"--device {arguments.device} cannot be used: {reason}") from None
+    options = {} if arguments.dtype is None else {"dtype": getattr(torch, arguments.dtype)}
+    model = load_causal_lm(arguments.target, **options).to(device)
     try:
         tokenizer = load_tokenizer(arguments.target)
     except ZooError:
@@ -161,21 +168,9 @@ def _load(arguments: argparse.Namespace) -> Target:
     return Target(model, tokenizer)
 
 
-def _prompts(arguments: argparse.Namespace) -> list[str]:
-    if not arguments.prompt:
-        raise ZooError("a prompt is missing: zoo generate --target DIR --method METHOD 'prompt'")
-    return arguments.prompt
-
-
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "max_new_tokens": arguments.max_new_tokens,
-        "temperature": arguments.temperature,
-        "top_k": arguments.top_k,
-        "top_p": arguments.top_p,
-        "verifier": arguments.verifier,
-        "seed": arguments.seed,
-    }
+    names = ("max_new_tokens", "temperature", "top_k", "top_p", "verifier", "seed")
+    return {name: getattr(arguments, name) for name in names}
 
 
 def method_options(method: str, arguments: argparse.Namespace) -> dict[str, Any] | None:
@@ -201,7 +196,7 @@ def method_options(method: str, arguments: argparse.Namespace) -> dict[str, Any]
     return None if missing else options
 
 
-def _make(method: str, arguments: argparse.Namespace) -> Any:
+def _make(method: str, arguments: argparse.Namespace) -> Method:
     options = method_options(method, arguments)
     if options is None:
         raise ZooError(f"the method '{method}' needs {_needed(method)}")
@@ -215,30 +210,43 @@ def _needed(method: str) -> str:
 
 
 class _Printer:
-    """Prints a growing text as soon as its characters are whole."""
+    """Prints the prompt, then the growing text as soon as its characters are whole."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, prompt: str) -> None:
         self.target, self.tokens, self.printed = target, [], 0
+        self.prompt = prompt if target.tokenizer is not None else f"{prompt} "
 
     def __call__(self, row: int, tokens: list[int]) -> None:
+        if not self.tokens:
+            print(self.prompt, end="")
         self.tokens += tokens
         text = self.target.decode(self.tokens).rstrip("\N{REPLACEMENT CHARACTER}")
         print(text[self.printed :], end="", flush=True)
         self.printed = max(self.printed, len(text))
 
 
-def _generate(target: Target, prompt: str, arguments: argparse.Namespace) -> None:
+def _generate(target: Target, prompt: str, method: Method, arguments: argparse.Namespace) -> None:
     ids = target.encode(prompt)
-    method = _make(arguments.method, arguments)
-    print(prompt, end=" " if target.tokenizer is None else "", flush=True)
-    out = generate(target.model, ids, method, on_tokens=_Printer(target), **_settings(arguments))
-    print("\n")
-    plain = generate(target.model, ids, "plain", **_settings(arguments))
-    _report(arguments.method, out, plain, arguments)
+    settings = _settings(arguments)
+    printer = _Printer(target, prompt)
+    try:
+        out = generate(target.model, ids, method, on_tokens=printer, **settings)
+    finally:
+        if printer.tokens:
+            print("\n")
+    if arguments.text_only:
+        return
+    if method.name == "plain":
+        tokens = len(out.new_tokens[0])
+        say(f"{tokens} tokens, {out.tokens_per_second:.1f} per second")
+        return
+    plain = generate(target.model, ids, "plain", **settings)
+    _report(out, plain, arguments)
 
 
-def _report(method: str, out: Generation, plain: Generation, arguments: argparse.Namespace) -> None:
-    counts = out.acceptance
+def _report(out: Generation, plain: Generation, arguments: argparse.Namespace) -> None:
+    """What the method did, against plain decoding."""
+    method, counts = arguments.method, out.acceptance
     rows = [
         ("tokens per second", f"{out.tokens_per_second:.1f}", f"{plain.tokens_per_second:.1f}"),
         ("tokens per step", f"{out.tokens_per_step:.2f}", f"{plain.tokens_per_step:.2f}"),
@@ -247,14 +255,7 @@ def _report(method: str, out: Generation, plain: Generation, arguments: argparse
         ("draft model passes", out.draft_calls, 0),
     ]
     print_table(method, ("", method, "plain"), rows, right=(method, "plain"))
-    by_depth = {
-        depth: counts.accepted_by_depth[depth] / offered
-        for depth, offered in sorted(counts.offered_by_depth.items())
-    }
-    by_rank = {
-        (depth, rank): count / counts.accepted_by_depth[depth]
-        for (depth, rank), count in sorted(counts.accepted_by_rank.items())
-    }
+    by_depth, by_rank = counts.shares()
     if by_depth:
         ranks = {
             depth: ", ".join(
@@ -271,118 +272,63 @@ def _report(method: str, out: Generation, plain: Generation, arguments: argparse
         same = out.new_tokens == plain.new_tokens
         say(f"the text is {'the same as' if same else 'NOT that of'} plain greedy decoding")
     if arguments.plot is not None:
-        arguments.plot.mkdir(parents=True, exist_ok=True)
-        file = arguments.plot / f"acceptance_{method}.png"
-        acceptance_figure(counts, f"{method}: where drafts were accepted").savefig(file)
-        say(f"picture: {file}")
+        picture = acceptance_figure(counts, f"{method}: where drafts were accepted")
+        _save(picture, arguments.plot, f"acceptance_{method}.png")
+
+
+def _compare(target: Target, arguments: argparse.Namespace) -> None:
+    methods, lacking = _methods(arguments)
+    settings = _settings(arguments)
+
+    def make(name: str) -> Method:
+        return _make(name, arguments)
+
+    if arguments.spec_bench is not None:
+        if target.tokenizer is None:
+            raise ZooError("--spec-bench needs a target with a tokenizer")
+        tasks = [task for task in arguments.tasks.split(",") if task]
+        questions = read_questions(arguments.spec_bench, tasks, arguments.limit)
+        rows = on_spec_bench(
+            target.model,
+            target.tokenizer,
+            questions,
+            methods,
+            make,
+            arguments.answers,
+            **settings,
+        )
+    else:
+        prompts = [target.encode(prompt) for prompt in arguments.prompt]
+        repeat = max(1, arguments.repeat)
+        rows = on_prompts(target.model, prompts, methods, make, repeat, **settings)
+    greedy = arguments.temperature == 0
+    show(rows, f"{arguments.target}, temperature {arguments.temperature:g}", greedy)
+    for name in lacking:
+        say(f"not compared: {name}, which needs {_needed(name)}")
+    if arguments.json is not None:
+        write_json(arguments.json, rows, greedy)
+    if arguments.plot is not None:
+        _save(figure(rows), arguments.plot, "comparison.png")
 
 
 def _methods(arguments: argparse.Namespace) -> tuple[list[str], list[str]]:
-    """The methods to compare, and those that lack something."""
+    """The methods to compare, plain decoding first, and those that lack something."""
     known = list_methods()
-    wanted = known if arguments.compare == "all" else arguments.compare.split(",")
+    text = arguments.compare or arguments.method
+    wanted = known if text == "all" else text.split(",")
     for name in wanted:
         if name not in known:
             raise ZooError(f"--compare {name}: expected all, or some of {','.join(known)}")
+    if text != "all":
+        for name in wanted:
+            _make(name, arguments)
     able = [name for name in wanted if method_options(name, arguments) is not None]
     return ["plain", *(n for n in able if n != "plain")], [n for n in wanted if n not in able]
 
 
-def _compare(target: Target, arguments: argparse.Namespace) -> None:
-    prompts = [target.encode(prompt) for prompt in _prompts(arguments)]
-    methods, lacking = _methods(arguments)
-    results: dict[str, list[Generation]] = {}
-    for name in methods:
-        best: list[Generation] = []
-        for _ in range(arguments.repeat):
-            method = _make(name, arguments)
-            outs = [generate(target.model, ids, method, **_settings(arguments)) for ids in prompts]
-            if not best or sum(o.seconds for o in outs) < sum(o.seconds for o in best):
-                best = outs
-        results[name] = best
-        say(f"{name}: done")
-    rows = []
-    for name, outs in results.items():
-        lengths = [n for out in outs for row in out.accept_lengths for n in row]
-        tokens = sum(len(row) for out in outs for row in out.new_tokens)
-        speed = tokens / sum(out.seconds - out.prompt_seconds for out in outs)
-        same = all(
-            out.new_tokens == other.new_tokens
-            for out, other in zip(outs, results["plain"], strict=True)
-        )
-        rows.append((name, sum(lengths) / max(len(lengths), 1), speed, same))
-    _show_comparison(rows, lacking, arguments)
-
-
-def _show_comparison(
-    rows: list[tuple[str, float, float, bool]], lacking: list[str], arguments: argparse.Namespace
-) -> None:
-    plain = rows[0][2]
-    greedy = arguments.temperature == 0
-    print_table(
-        f"{arguments.target}, temperature {arguments.temperature:g}",
-        ("method", "tokens/step", "tokens/s", "speed-up", "text of plain decoding"),
-        [
-            (
-                name,
-                f"{per_step:.2f}",
-                f"{speed:.1f}",
-                f"{speed / plain:.2f}",
-                ("same" if same else "DIFFERENT") if greedy else "-",
-            )
-            for name, per_step, speed, same in rows
-        ],
-        right=("tokens/step", "tokens/s", "speed-up"),
-    )
-    for name in lacking:
-        say(f"not compared: {name}, which needs {_needed(name)}")
-    if arguments.json is not None:
-        content = [
-            {"method": name, "tokens_per_step": a, "tokens_per_second": b, "speed_up": b / plain}
-            | ({"same_text": same} if greedy else {})
-            for name, a, b, same in rows
-        ]
-        arguments.json.write_text(json.dumps(content, indent=1) + "\n")
-    if arguments.plot is not None:
-        arguments.plot.mkdir(parents=True, exist_ok=True)
-        file = arguments.plot / "comparison.png"
-        method_comparison([(n, per_step, s / plain) for n, per_step, s, _ in rows]).savefig(file)
-        say(f"picture: {file}")
-
-
-def _spec_bench(target: Target, arguments: argparse.Namespace) -> None:
-    if target.tokenizer is None:
-        raise ZooError("--spec-bench needs a target with a tokenizer")
-    tasks = [task for task in arguments.tasks.split(",") if task]
-    questions = read_questions(arguments.spec_bench, tasks, arguments.limit)
-    arguments.compare = arguments.compare or arguments.method
-    methods, lacking = _methods(arguments)
-    answers: dict[str, list[Answer]] = {}
-    for name in methods:
-        answers[name] = answer_questions(
-            target.model,
-            target.tokenizer,
-            questions,
-            _make(name, arguments),
-            **_settings(arguments),
-        )
-        say(f"{name}: {len(answers[name])} answers")
-    for task in [t for t in TASKS if any(q.task == t for q in questions)]:
-        say(
-            f"{task}: "
-            + ", ".join(
-                f"{name} {mean_accepted([a for a in rows if a.question.task == task]):.2f}"
-                for name, rows in answers.items()
-            )
-            + " accepted tokens per step"
-        )
-    plain = answers["plain"]
-    base = sum(answer.speed for answer in plain) / len(plain)
-    rows = [
-        (name, mean_accepted(rows), base * speed_up(rows, plain), same_texts(rows, plain))
-        for name, rows in answers.items()
-    ]
-    _show_comparison(rows, lacking, arguments)
+def _save(picture: Any, folder: Path, name: str) -> None:
+    picture.savefig(folder / name)
+    say(f"picture: {folder / name}")
 
 
 if __name__ == "__main__":

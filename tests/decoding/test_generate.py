@@ -83,7 +83,7 @@ def test_errors_say_what_to_do(llama, ids) -> None:
     with pytest.raises(ZooError, match=r"'spectr'.*draft"):
         generate(llama, ids, "spectr")
     with pytest.raises(ZooError, match="256 positions"):
-        generate(llama, ids, max_new_tokens=251)
+        generate(llama, ids, max_new_tokens=252)
     with pytest.raises(ZooError, match=r"\[B, T\]"):
         generate(llama, ids[0])
     with pytest.raises(ZooError, match="one vocabulary"):

@@ -6,11 +6,13 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
+from tests.language_models import make_model
 from zoo.data.text import Conversations, PythonSource, read_conversations, train_tokenizer
 from zoo.data.toy_languages import UnitLanguage
 from zoo.decoding.spec_bench import (
     Answer,
     Question,
+    chat_prompt,
     mean_accepted,
     read_questions,
     same_texts,
@@ -181,7 +183,9 @@ def test_conversations_count_the_assistants_words(tmp_path) -> None:
     data.setup("fit")
     ids, mask = data.train_transform(data.source("train")[0])
     assert ids.shape == mask.shape == (256,)
-    assert data.tokenizer.decode(ids[mask.bool()]) == " ASSISTANT: there"
+    assert data.tokenizer.decode(ids[mask.bool()]) == " there"
+    text = data.tokenizer.decode(ids)
+    assert "questions. USER: hello ASSISTANT: there" in text
     alpaca = tmp_path / "alpaca.json"
     alpaca.write_text(json.dumps([{"instruction": "a", "input": "b", "output": "c"}]))
     assert read_conversations(alpaca) == [[("user", "a\nb"), ("assistant", "c")]]
@@ -208,10 +212,43 @@ def test_spec_bench_questions_and_numbers(tmp_path) -> None:
         read_questions(file)
 
     def answer(seconds: float, lengths: list[int], text: str = "x") -> Answer:
-        return Answer(Question(1, "qa", ("q",)), text, sum(lengths), seconds, len(lengths), lengths)
+        question = Question(1, "qa", ("q", "r"))
+        tokens = [sum(lengths) - 1, 1]
+        return Answer(question, [text, ""], tokens, [seconds, 0.0], [len(lengths), 0], lengths)
 
     plain = [answer(1.0, [1] * 10), answer(1.0, [1] * 20)]
     fast = [answer(0.5, [5, 5]), answer(2.0, [2] * 10)]
     assert mean_accepted(fast) == 30 / 12  # over all steps, not a mean of means
     assert speed_up(fast, plain) == pytest.approx(((20 + 10) / 2) / ((10 + 20) / 2))
     assert same_texts(fast, plain) and not same_texts([answer(1, [1], "y"), fast[1]], plain)
+
+
+def test_spec_bench_is_answered_turn_by_turn(tmp_path, monkeypatch, capsys) -> None:
+    words = "A chat between a curious user and USER: ASSISTANT: polite answers to questions."
+    tokenizer = train_tokenizer([words] * 3, 300)
+    make_model("llama", vocab_size=300, max_position_embeddings=400).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    first = chat_prompt(tokenizer, ["a"], [])
+    assert tokenizer.decode(first[0]).endswith("questions. USER: a ASSISTANT:")
+    second = tokenizer.decode(chat_prompt(tokenizer, ["a", "b"], ["c"])[0])
+    assert second.endswith(" USER: a ASSISTANT: c</s>USER: b ASSISTANT:")
+
+    file = tmp_path / "question.jsonl"
+    questions = [
+        {"question_id": 81, "category": "math", "turns": ["a", "b"]},
+        {"question_id": 200, "category": "qa", "turns": ["c"]},
+    ]
+    file.write_text("\n".join(map(json.dumps, questions)))
+    arguments = ["--target", str(tmp_path), "--spec-bench", str(file), "--max-new-tokens", "6"]
+    folder = tmp_path / "answers"
+    assert generate_command([*arguments, "--method=token_recycling", f"--answers={folder}"]) == 0
+    printed = capsys.readouterr().out
+    assert "mt_bench" in printed and "qa" in printed and "same" in printed
+    lines = [json.loads(line) for line in (folder / "token_recycling.jsonl").open()]
+    assert [line["question_id"] for line in lines] == [81, 200]
+    choice = lines[0]["choices"][0]
+    assert choice["new_tokens"] == [6, 6] and len(choice["turns"]) == 2
+    assert sum(choice["decoding_steps"]) == len(choice["accept_lengths"])
+    assert sum(choice["accept_lengths"]) == 12
+    plain = json.loads((folder / "plain.jsonl").read_text().splitlines()[0])
+    assert plain["choices"][0]["accept_lengths"] == [1] * 12

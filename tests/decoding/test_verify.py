@@ -35,44 +35,47 @@ def chi_square(
     """Statistic of the first two tokens after token 0, drafted and verified ``runs`` times."""
     p, q = tables(seed)
     sampler = Sampler(1.0, seed=seed)
-    q_probs, p_probs = q.softmax(-1), p.softmax(-1)
+    texts: list[list[int]] = [[] for _ in range(runs)]
+    while unfinished := [text for text in texts if len(text) < 2]:
+        last = torch.tensor([text[-1] if text else 0 for text in unfinished])
+        draft = make_draft(siblings, q.softmax(-1), last, sampler, drafts)
+        verdicts = verifier.verify(draft, p[draft.tokens], sampler)
+        for text, tokens, (path, token) in zip(
+            unfinished, draft.tokens.tolist(), verdicts, strict=True
+        ):
+            text += [tokens[node] for node in path] + [token]
     counts = torch.zeros(VOCAB, VOCAB)
-    for _ in range(runs):
-        text: list[int] = []
-        while len(text) < 2:
-            last = text[-1] if text else 0
-            draft = make_draft(siblings, q_probs, last, sampler, drafts)
-            logits = p[draft.tokens]  # [1, N, V]
-            path, token = verifier.verify(draft, logits, sampler)[0]
-            text += [int(draft.tokens[0, node]) for node in path] + [token]
+    for text in texts:
         counts[text[0], text[1]] += 1
+    p_probs = p.softmax(-1)
     expected = runs * p_probs[0][:, None] * p_probs
     return float(((counts - expected) ** 2 / expected).sum())
 
 
 def make_draft(
-    siblings: str, q: Tensor, last: int, sampler: Sampler, drafts: int, depth: int = 2
+    siblings: str, q: Tensor, last: Tensor, sampler: Sampler, drafts: int, depth: int = 2
 ) -> Draft:
+    """Candidates after the tokens ``last`` ``[B]``."""
     if siblings == "independent":
-        trie = _Trie(last, drafts)
+        tries = [_Trie(int(token), drafts) for token in last]
         for _ in range(depth):
-            at = [trie.tokens[node] for node in trie.at]
-            trie.extend(sampler.draw(q[at]).tolist())
-        tree, tokens, draws = Tree(trie.parents), trie.tokens, [trie.draws]
+            at = torch.tensor([[trie.tokens[node] for node in trie.at] for trie in tries])
+            for trie, tokens in zip(tries, sampler.draw(q[at]).tolist(), strict=True):
+                trie.extend(tokens)
+        width = max(len(trie.tokens) for trie in tries)
+        index = torch.tensor([trie.tokens + [0] * (width - len(trie.tokens)) for trie in tries])
+        trees = [Tree(trie.parents) for trie in tries]
+        return Draft(trees, index, q[index], [trie.draws for trie in tries], siblings)
+    # two children of the root, each with one child
+    if siblings == "top":
+        first = q[last].topk(2).indices
+        second = q[first].argmax(-1)
     else:
-        # two children of the root, each with one child
-        tree, draws = Tree([-1, 0, 0, 1, 2]), None
-        if siblings == "top":
-            first = q[last].topk(2).indices.tolist()
-        else:
-            first = torch.multinomial(q[last], 2, generator=sampler.generator).tolist()
-        if siblings == "top":
-            second = q[first].argmax(-1).tolist()
-        else:
-            second = sampler.draw(q[first]).tolist()
-        tokens = [last, *first, *second]
-    index = torch.tensor([tokens])
-    return Draft([tree], index, q[index], draws, siblings)
+        first = torch.multinomial(q[last], 2, generator=sampler.generator)
+        second = sampler.draw(q[first])
+    index = torch.cat([last[:, None], first, second], dim=1)
+    trees = [Tree([-1, 0, 0, 1, 2])] * len(last)
+    return Draft(trees, index, q[index], None, siblings)
 
 
 @pytest.mark.parametrize(
@@ -107,13 +110,13 @@ class NoResidual(Rejection):
 class Undivided(KSeq):
     """Broken on purpose: several candidates, accepted as if there were one."""
 
-    def verify_row(self, draft, row, logits, sampler):
+    def verify(self, draft, logits, sampler):
         import zoo.decoding.verify as module
 
         rule = module.k_seq
         module.k_seq = lambda q, p, k: rule(q, p, k, rho=1.0)
         try:
-            return super().verify_row(draft, row, logits, sampler)
+            return super().verify(draft, logits, sampler)
         finally:
             module.k_seq = rule
 

@@ -16,9 +16,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from zoo.data.base import DataModule, Source
 from zoo.errors import ZooError
+from zoo.models.language.chat import vicuna_text
 
 #: Splits and the shares of all documents that go into them.
 SPLITS = {"train": (0.0, 0.9), "val": (0.9, 0.95), "test": (0.95, 1.0)}
+
+#: Characters that are read of one file of Python's library; the longest has 750,000.
+LONGEST_FILE = 20_000
 
 
 class TextDataModule(DataModule):
@@ -91,8 +95,8 @@ def packed(owners: Tensor) -> tuple[Tensor, Tensor]:
 class PythonSource(TextDataModule):
     """The source of Python's own standard library, with a byte-pair tokenizer trained on it.
 
-    Files are shared out among the splits by their names. Which text it is depends on the version of
-    Python.
+    Files are shared out among the splits by their names, and of each the beginning is read, so that
+    no split is one long file for the most part. Which text it is depends on the version of Python.
 
     Args:
         length: tokens of a sample.
@@ -137,7 +141,7 @@ class PythonSource(TextDataModule):
         left = self.max_bytes
         # by hash: a mixture of everything however little is read
         for path in sorted(files, key=lambda path: _share(path.relative_to(root).as_posix())):
-            text = path.read_text(encoding="utf-8", errors="ignore")
+            text = path.read_text(encoding="utf-8", errors="ignore")[:LONGEST_FILE]
             if left <= 0:
                 break
             left -= len(text)
@@ -195,11 +199,6 @@ class Conversations(TextDataModule):
         kwargs: see :class:`zoo.data.DataModule`.
     """
 
-    SYSTEM = (
-        "A chat between a curious user and an artificial intelligence assistant. "
-        "The assistant gives helpful, detailed, and polite answers to the user's questions."
-    )
-
     def __init__(self, file: Path, tokenizer: str, length: int = 2048, **kwargs: Any) -> None:
         super().__init__(length, **kwargs)
         self.file, self._tokenizer = Path(file), tokenizer
@@ -218,6 +217,11 @@ class Conversations(TextDataModule):
                 raise ZooError(
                     f"data.init_args.tokenizer '{self._tokenizer}' cannot be loaded: {error}"
                 ) from error
+            if not self.tokenizer.is_fast:
+                raise ZooError(
+                    f"data.init_args.tokenizer '{self._tokenizer}' does not say which characters "
+                    "its tokens stand for: expected one with a tokenizer.json"
+                )
         return self.tokenizer
 
     def load(self, split: str) -> list[list[tuple[str, str]]]:
@@ -230,15 +234,13 @@ class Conversations(TextDataModule):
     def train_transform(self, sample: list[tuple[str, str]]) -> tuple[Tensor, Tensor]:
         """Turns -> tokens and mask."""
         tokenizer = self._load_tokenizer()
-        ids: list[int] = list(tokenizer(self.SYSTEM)["input_ids"])
-        mask = [0.0] * len(ids)
-        for speaker, text in sample:
-            words = f" USER: {text}" if speaker == "user" else f" ASSISTANT: {text}"
-            turn = tokenizer(words, add_special_tokens=False)["input_ids"]
-            if speaker != "user" and tokenizer.eos_token_id is not None:
-                turn = [*turn, tokenizer.eos_token_id]
-            ids += turn
-            mask += [float(speaker != "user")] * len(turn)
+        text, spans = vicuna_text(sample, tokenizer.eos_token or "")
+        encoding = tokenizer(text, return_offsets_mapping=True)
+        ids = list(encoding["input_ids"])
+        mask = [
+            float(any(start < last and first < stop for start, stop in spans))
+            for first, last in encoding["offset_mapping"]
+        ]
         padding = self.length - len(ids)
         pad = tokenizer.pad_token_id or tokenizer.eos_token_id or 0
         row = torch.tensor((ids + [pad] * padding)[: self.length])

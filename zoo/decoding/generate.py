@@ -47,6 +47,18 @@ class Acceptance:
         """Nodes that were proposed in vain."""
         return self.drafted - self.accepted
 
+    def shares(self) -> tuple[dict[int, float], dict[tuple[int, int], float]]:
+        """By depth how many of the offers were accepted; by (depth, rank) the part of that rank."""
+        by_depth = {
+            depth: self.accepted_by_depth[depth] / offered
+            for depth, offered in sorted(self.offered_by_depth.items())
+        }
+        by_rank = {
+            (depth, rank): count / self.accepted_by_depth[depth]
+            for (depth, rank), count in sorted(self.accepted_by_rank.items())
+        }
+        return by_depth, by_rank
+
     def add(self, tree: Tree, path: Sequence[int]) -> None:
         """Count one step of one sequence."""
         self.drafted += len(tree) - 1
@@ -274,7 +286,8 @@ def _check_room(model: nn.Module, prompts: list[list[int]], max_new_tokens: int)
         raise ZooError(f"max_new_tokens is {max_new_tokens}, expected 1 or more")
     limit = getattr(model.config, "max_position_embeddings", None)
     longest = max(map(len, prompts))
-    if limit is not None and longest + max_new_tokens > limit:
+    # the last new token is not read any more
+    if limit is not None and longest + max_new_tokens - 1 > limit:
         raise ZooError(
             f"a prompt of {longest} tokens and {max_new_tokens} new ones were asked for, but the "
             f"model has {limit} positions: shorten the prompt or lower max_new_tokens"

@@ -125,11 +125,11 @@ def make_method(name: str, **options) -> Method:
         raise ZooError(f"there is no decoding method '{name}': expected one of {', '.join(known)}")
     try:
         return _METHODS[name](**options)
-    except TypeError as error:
-        if "argument" not in str(error):
-            raise
-        reason = str(error).partition("() ")[2]
-        raise ZooError(f"decoding method '{name}': {reason}") from error
+    except ZooError:
+        raise
+    except (TypeError, ValueError) as error:
+        reason = str(error).rpartition("__init__() ")[2]
+        raise ZooError(f"options of the decoding method '{name}': {reason}") from error
 
 
 def accepted_hidden(hidden: Tensor, verdicts: Sequence[Verdict]) -> Tensor:

@@ -7,7 +7,6 @@ other way round.
 
 from __future__ import annotations
 
-from itertools import combinations
 from typing import NamedTuple
 
 import torch
@@ -33,7 +32,7 @@ class KSeqRule(NamedTuple):
     residual: Tensor
 
 
-def k_seq(q: Tensor, p: Tensor, k: int, rho: float | None = None) -> KSeqRule:
+def k_seq(q: Tensor, p: Tensor, k: int | Tensor, rho: float | None = None) -> KSeqRule:
     """The k-SEQ rule (algorithm 2 of the paper) for draft q, target p and k candidates.
 
     With ``beta(rho) = sum_x min(q(x), p(x) / rho)`` the factor solves
@@ -42,7 +41,7 @@ def k_seq(q: Tensor, p: Tensor, k: int, rho: float | None = None) -> KSeqRule:
 
     Args:
         q, p: ``[..., V]``, float64 for an exact rule.
-        k: number of candidates, 1 or more.
+        k: number of candidates, one for all or ``[...]``; without any the residual is p.
         rho: use this factor instead; one below the solution is not valid and is there for tests.
     """
 
@@ -50,10 +49,11 @@ def k_seq(q: Tensor, p: Tensor, k: int, rho: float | None = None) -> KSeqRule:
         return torch.minimum(q, p / factor[..., None]).sum(-1)
 
     low = torch.ones(q.shape[:-1], dtype=q.dtype, device=q.device)
+    k = torch.as_tensor(k, dtype=q.dtype, device=q.device).expand_as(low)
     if rho is not None:
         high = torch.full_like(low, rho)
     else:
-        high = torch.full_like(low, float(k))
+        high = k.clamp_min(1.0)
 
         def excess(factor: Tensor) -> Tensor:
             b = beta(factor)
@@ -61,7 +61,7 @@ def k_seq(q: Tensor, p: Tensor, k: int, rho: float | None = None) -> KSeqRule:
 
         # at the lower end already: one candidate, or q = p
         high = torch.where(excess(low) <= 0, low, high)
-        for _ in range(BISECTIONS if k > 1 else 0):
+        for _ in range(BISECTIONS if (high > 1).any() else 0):
             middle = (low + high) / 2
             above = excess(middle) > 0
             low, high = torch.where(above, middle, low), torch.where(above, high, middle)
@@ -95,9 +95,7 @@ def optimal_acceptance(q: Tensor, p: Tensor, k: int) -> float:
     size = q.shape[-1]
     if size > 16:
         raise ValueError(f"the optimum needs 2^V sets, and V is {size}: expected at most 16")
-    worst = 0.0
-    for count in range(1, size + 1):
-        for chosen in combinations(range(size), count):
-            index = list(chosen)
-            worst = max(worst, float(p[index].sum() - (1 - (1 - q[index].sum()) ** k)))
-    return 1 - worst
+    sets = torch.arange(2**size, device=q.device)[:, None] >> torch.arange(size, device=q.device)
+    chosen = (sets & 1).to(q.dtype)  # [2^V, V]
+    excess = chosen @ p - (1 - (1 - chosen @ q) ** k)
+    return 1 - float(excess.max())

@@ -22,7 +22,8 @@ def is_recurrent(model: nn.Module) -> bool:
 
 
 class RecurrentSession(Session):
-    """A state-space model, ours or of transformers (Mamba, Mamba-2, Falcon-Mamba).
+    """A state-space model, ours or of transformers (Mamba, Mamba-2, Falcon-Mamba), or one that
+    mixes recurrent layers with attention (Jamba).
 
     Nodes of one depth go through the model together, each from a copy of its parent's state; so a
     tree costs one pass for each of its levels, and memory for one state for each of its nodes. The
@@ -31,11 +32,6 @@ class RecurrentSession(Session):
 
     def __init__(self, model: nn.Module, batch_size: int) -> None:
         super().__init__(model, batch_size)
-        if hasattr(model.config, "layer_types") and "full_attention" in model.config.layer_types:
-            raise ZooError(
-                f"{type(model).__name__} mixes attention and recurrent layers, which has no tree "
-                "session: use a model with one kind of layers"
-            )
         self._name = cache_name(model.forward)
         self._states: list[Any] = [None] * batch_size  # of the committed part
         self._nodes: list[list[Any]] = [[] for _ in range(batch_size)]  # of the open nodes
@@ -72,10 +68,13 @@ class RecurrentSession(Session):
         logits: Tensor | None = None
         states: Tensor | None = None
         while pending:
+            known = [self._state(row, parents_list[row][node]) for row, node in pending]
+            # keys of attention layers stack only where they are equally many
+            size = min(_size(state) for state in known if state is not None)
             ready, waiting = [], []
-            for row, node in pending:
-                known = self._state(row, parents_list[row][node])
-                (ready if known is not None else waiting).append((row, node))
+            for place, state in zip(pending, known, strict=True):
+                together = state is not None and _size(state) == size
+                (ready if together else waiting).append(place)
             batch = torch.tensor([[token_list[r][n]] for r, n in ready], device=self.device)
             cache = _stack([self._state(r, parents_list[r][n]) for r, n in ready])
             out = self._call(batch, cache, hidden)
@@ -139,6 +138,14 @@ def _map(value: Any, function: Any, *others: Any) -> Any:
             setattr(result, key, _map(v, function, *(getattr(o, key) for o in others)))
         return result
     return value
+
+
+def _size(cache: Any) -> int:
+    """Number of keys in a cache of transformers; ours stack whatever they hold."""
+    if isinstance(cache, Cache):
+        return 0
+    keys = [getattr(layer, "keys", None) for layer in getattr(cache, "layers", ())]
+    return max((k.shape[2] for k in keys if isinstance(k, Tensor)), default=0)
 
 
 def _row(cache: Any, row: int) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from zoo.decoding.generate import Generation, generate
 from zoo.decoding.method import Method
 from zoo.errors import ZooError
+from zoo.models.language.chat import vicuna_text
 
 #: The benchmark's six tasks, and which categories of the file belong to them.
 TASKS = {
@@ -34,10 +35,6 @@ TASKS = {
     "math_reasoning": ("math_reasoning",),
     "rag": ("rag",),
 }
-SYSTEM = (
-    "A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions."
-)
 
 
 @dataclass(frozen=True)
@@ -91,39 +88,35 @@ def read_questions(
 
 @dataclass
 class Answer:
-    """What one turn took; the names are Spec-Bench's."""
+    """What one question took, turn by turn; the names are those of Spec-Bench's answer files."""
 
     question: Question
-    output: str
-    new_tokens: int
-    wall_time: float
-    decoding_steps: int
-    accept_lengths: list[int]
+    turns: list[str] = field(default_factory=list)
+    new_tokens: list[int] = field(default_factory=list)
+    wall_time: list[float] = field(default_factory=list)
+    decoding_steps: list[int] = field(default_factory=list)
+    accept_lengths: list[int] = field(default_factory=list)
 
     @property
     def speed(self) -> float:
         """Tokens per second."""
-        return self.new_tokens / max(self.wall_time, 1e-9)
+        return sum(self.new_tokens) / max(sum(self.wall_time), 1e-9)
 
 
 def chat_prompt(
     tokenizer: PreTrainedTokenizerBase, turns: Sequence[str], answers: Sequence[str]
 ) -> torch.Tensor:
     """The prompt of the next turn ``[1, T]``: the tokenizer's chat template, or else Vicuna's."""
-    if tokenizer.chat_template is not None:
-        messages = []
-        for place, turn in enumerate(turns):
-            messages.append({"role": "user", "content": turn})
-            if place < len(answers):
-                messages.append({"role": "assistant", "content": answers[place]})
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        return tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
-    text = SYSTEM
+    said = []
     for place, turn in enumerate(turns):
-        text += f" USER: {turn} ASSISTANT:"
-        if place < len(answers):
-            text += f" {answers[place]}</s>"
-    return tokenizer(text, return_tensors="pt")["input_ids"]
+        said.append(("user", turn))
+        said += [("assistant", answer) for answer in answers[place : place + 1]]
+    if tokenizer.chat_template is None:
+        text, _ = vicuna_text(said)
+        return tokenizer(text, return_tensors="pt")["input_ids"].long()
+    messages = [{"role": speaker, "content": words} for speaker, words in said]
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    return tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"].long()
 
 
 def answer_questions(
@@ -132,6 +125,7 @@ def answer_questions(
     questions: Sequence[Question],
     method: Method,
     *,
+    max_new_tokens: int = 1024,
     warm_up: int = 3,
     on_answer: Callable[[Answer], None] | None = None,
     **settings: Any,
@@ -142,34 +136,59 @@ def answer_questions(
         model, tokenizer: the target.
         questions: see :func:`read_questions`.
         method: what it learns stays with it from question to question, as in the published runs.
+        max_new_tokens: of a turn; fewer where the prompt leaves the model fewer positions.
         warm_up: how often the first question is answered before the clock counts.
         on_answer: called with every answer.
         settings: of :func:`zoo.decoding.generate`.
     """
     device = next(model.parameters()).device
+    positions = getattr(model.config, "max_position_embeddings", None)
 
-    def ask(question: Question) -> list[Answer]:
-        answers: list[Answer] = []
+    def ask(question: Question) -> Answer:
+        answer = Answer(question)
         for turn in range(len(question.turns)):
-            said = [answer.output for answer in answers]
-            ids = chat_prompt(tokenizer, question.turns[: turn + 1], said).to(device)
-            out: Generation = generate(model, ids, method, **settings)
-            text = tokenizer.decode(out.new_tokens[0], skip_special_tokens=True).strip()
-            lengths = out.accept_lengths[0]
-            answers.append(
-                Answer(question, text, len(out.new_tokens[0]), out.seconds, out.steps, lengths)
+            ids = chat_prompt(tokenizer, question.turns[: turn + 1], answer.turns).to(device)
+            room = max_new_tokens if positions is None else positions - ids.shape[1]
+            if room < 1:
+                raise ZooError(
+                    f"question {question.question_id} needs a prompt of {ids.shape[1]} tokens, the "
+                    f"model has {positions} positions: leave it out of the file"
+                )
+            out: Generation = generate(
+                model, ids, method, max_new_tokens=min(max_new_tokens, room), **settings
             )
-        return answers
+            text = tokenizer.decode(out.new_tokens[0], skip_special_tokens=True).strip()
+            answer.turns.append(text)
+            answer.new_tokens.append(len(out.new_tokens[0]))
+            answer.wall_time.append(out.seconds)
+            answer.decoding_steps.append(out.steps)
+            answer.accept_lengths += out.accept_lengths[0]
+        return answer
 
     for _ in range(warm_up):
         ask(questions[0])
-    collected = []
+    answers = []
     for question in questions:
-        for answer in ask(question):
-            collected.append(answer)
-            if on_answer is not None:
-                on_answer(answer)
-    return collected
+        answers.append(ask(question))
+        if on_answer is not None:
+            on_answer(answers[-1])
+    return answers
+
+
+def write_answers(file: str | Path, answers: Sequence[Answer], model_id: str) -> None:
+    """Write answers as Spec-Bench does, for its own scripts: a JSON object on each line."""
+    lines = []
+    for answer in answers:
+        names = ("turns", "decoding_steps", "new_tokens", "wall_time", "accept_lengths")
+        choice = {"index": 0} | {name: getattr(answer, name) for name in names}
+        entry = {
+            "question_id": answer.question.question_id,
+            "category": answer.question.category,
+            "model_id": model_id,
+            "choices": [choice],
+        }
+        lines.append(json.dumps(entry) + "\n")
+    Path(file).write_text("".join(lines))
 
 
 def mean_accepted(answers: Sequence[Answer]) -> float:
@@ -179,7 +198,11 @@ def mean_accepted(answers: Sequence[Answer]) -> float:
 
 
 def speed_up(answers: Sequence[Answer], baseline: Sequence[Answer]) -> float:
-    """Mean tokens per second over questions, relative to the baseline's."""
+    """Mean tokens per second over questions, relative to the baseline's.
+
+    Both are counted while decoding; Spec-Bench's script counts the baseline's by tokenizing its
+    text once more.
+    """
     mine, theirs = (
         sum(answer.speed for answer in rows) / len(rows) for rows in (answers, baseline)
     )
@@ -188,4 +211,4 @@ def speed_up(answers: Sequence[Answer], baseline: Sequence[Answer]) -> float:
 
 def same_texts(answers: Sequence[Answer], baseline: Sequence[Answer]) -> bool:
     """Whether every answer is the baseline's, word for word."""
-    return [a.output for a in answers] == [b.output for b in baseline]
+    return [a.turns for a in answers] == [b.turns for b in baseline]

@@ -8,7 +8,6 @@ code: p is the target's distribution, q the draft's.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -66,15 +65,9 @@ class Verifier(ABC):
         """The tokens after prompts, from logits ``[B, V]``."""
         return sampler.draw(sampler.probs(logits)).tolist()
 
+    @abstractmethod
     def verify(self, draft: Draft, logits: Tensor, sampler: Sampler) -> list[Verdict]:
         """Judge each sequence of a batch; ``logits`` is ``[B, N, V]``."""
-        return [
-            self.verify_row(draft, row, logits[row], sampler) for row in range(len(draft.trees))
-        ]
-
-    @abstractmethod
-    def verify_row(self, draft: Draft, row: int, logits: Tensor, sampler: Sampler) -> Verdict:
-        """Judge one sequence; ``logits`` is ``[N, V]``."""
 
 
 class Greedy(Verifier):
@@ -82,18 +75,44 @@ class Greedy(Verifier):
 
     name = "greedy"
 
+    def first(self, logits: Tensor, sampler: Sampler) -> list[int]:
+        """The most probable tokens after prompts, whatever the temperature."""
+        return logits.argmax(-1).tolist()
+
     def verify(self, draft: Draft, logits: Tensor, sampler: Sampler) -> list[Verdict]:
         """Judge all sequences with one argmax."""
         best, tokens = logits.argmax(-1).tolist(), draft.tokens.tolist()
         return [
-            _follow(tree, row_tokens, row_best.__getitem__)
+            _follow(tree, row_tokens, row_best)
             for tree, row_tokens, row_best in zip(draft.trees, tokens, best, strict=True)
         ]
 
-    def verify_row(self, draft: Draft, row: int, logits: Tensor, sampler: Sampler) -> Verdict:
-        """Judge one sequence."""
-        best = logits.argmax(-1).tolist()
-        return _follow(draft.trees[row], draft.tokens[row].tolist(), best.__getitem__)
+
+class _Walk:
+    """Where the sequences of a batch stand in their trees, while they go down level by level."""
+
+    def __init__(self, draft: Draft) -> None:
+        self.draft, self.tokens = draft, draft.tokens.tolist()
+        self.paths: list[list[int]] = [[] for _ in draft.trees]
+        self.ends: list[int | None] = [None] * len(draft.trees)
+
+    def open(self) -> list[tuple[int, int]]:
+        """Sequences that have not ended, and the node that each has reached."""
+        return [
+            (row, path[-1] if path else 0)
+            for row, (path, end) in enumerate(zip(self.paths, self.ends, strict=True))
+            if end is None
+        ]
+
+    def verdicts(self) -> list[Verdict]:
+        """What came out when all have ended."""
+        return [Verdict(path, end) for path, end in zip(self.paths, self.ends, strict=True)]
+
+
+def _at(values: Tensor, places: list[tuple[int, int]]) -> Tensor:
+    """Of ``[B, N, V]`` the rows at places (sequence, node), ``[n, V]``."""
+    index = torch.tensor(places, device=values.device).T
+    return values[index[0], index[1]]
 
 
 class SampleMatch(Verifier):
@@ -106,16 +125,35 @@ class SampleMatch(Verifier):
 
     name = "sample_match"
 
+    def verify(self, draft: Draft, logits: Tensor, sampler: Sampler) -> list[Verdict]:
+        """Judge all sequences, one draw for each level."""
+        walk = _Walk(draft)
+        while places := walk.open():
+            drawn = sampler.draw(sampler.probs(_at(logits, places))).tolist()
+            for (row, node), token in zip(places, drawn, strict=True):
+                child = _child(draft.trees[row], node, walk.tokens[row], token)
+                if child is None:
+                    walk.ends[row] = token
+                else:
+                    walk.paths[row].append(child)
+        return walk.verdicts()
+
+
+class _ByRow(Verifier):
+    """A rule that judges one sequence after the other."""
+
+    def verify(self, draft: Draft, logits: Tensor, sampler: Sampler) -> list[Verdict]:
+        """Judge each sequence of a batch; ``logits`` is ``[B, N, V]``."""
+        return [
+            self.verify_row(draft, row, logits[row], sampler) for row in range(len(draft.trees))
+        ]
+
+    @abstractmethod
     def verify_row(self, draft: Draft, row: int, logits: Tensor, sampler: Sampler) -> Verdict:
-        """Judge one sequence."""
-
-        def token_at(node: int) -> int:
-            return int(sampler.draw(sampler.probs(logits[node])))
-
-        return _follow(draft.trees[row], draft.tokens[row].tolist(), token_at)
+        """Judge one sequence; ``logits`` is ``[N, V]``."""
 
 
-class Typical(Verifier):
+class Typical(_ByRow):
     """Typical acceptance of Medusa (arXiv 2401.10774, section 2.3.1); not distribution-preserving.
 
     A token is plausible if its probability is above ``min(threshold, alpha * exp(-entropy))``; of
@@ -140,7 +178,7 @@ class Typical(Verifier):
         """Judge one sequence."""
         tree, best = draft.trees[row], logits.argmax(-1)
         if sampler.greedy:
-            return _follow(tree, draft.tokens[row].tolist(), best.tolist().__getitem__)
+            return _follow(tree, draft.tokens[row].tolist(), best.tolist())
         size = len(tree)
         probs = (logits[:size].float() / sampler.temperature).softmax(-1)  # [N, V]
         entropy = -(probs * (probs + 1e-5).log()).sum(-1)
@@ -163,7 +201,7 @@ class Typical(Verifier):
         return Verdict(list(tree.path(last)[1:]), int(best[last]))
 
 
-class Rejection(Verifier):
+class Rejection(_ByRow):
     """Speculative sampling: accept x with probability min(1, p(x) / q(x)), else go to the residual.
 
     On a chain this is the rule of Leviathan et al. (arXiv 2211.17192). In a tree the children are
@@ -228,41 +266,44 @@ class KSeq(Verifier):
 
     name = "k_seq"
 
-    def verify_row(self, draft: Draft, row: int, logits: Tensor, sampler: Sampler) -> Verdict:
-        """Judge one sequence."""
+    def verify(self, draft: Draft, logits: Tensor, sampler: Sampler) -> list[Verdict]:
+        """Judge all sequences, the rules of a level at once."""
         if draft.probs is None or draft.siblings != "independent":
             raise ZooError(
                 "k-SEQ needs candidates that were drawn independently, with their probabilities; "
                 f"this draft's are '{draft.siblings}'"
             )
-        tokens, node, path = draft.tokens[row].tolist(), 0, []
-        while True:
-            p = sampler.probs(logits[node]).double()
-            children = draft.children(row, node)
-            if not children:
-                return Verdict(path, int(sampler.draw(p)))
-            rule = k_seq(draft.probs[row, node].double(), p, len(children))
-            for child in children:
-                if sampler.uniform() < float(rule.accept[tokens[child]]):
-                    break
-            else:
-                return Verdict(path, int(sampler.draw(rule.residual)))
-            path.append(child)
-            node = child
+        walk = _Walk(draft)
+        while places := walk.open():
+            children = [draft.children(row, node) for row, node in places]
+            p = sampler.probs(_at(logits, places)).double()
+            q = _at(draft.probs, places).double()
+            # a leaf has no candidates: what is left of p is p
+            counts = torch.tensor([len(nodes) for nodes in children], device=p.device)
+            rule = k_seq(q, p, counts)
+            drawn = sampler.draw(rule.residual).tolist()
+            for place, (row, _) in enumerate(places):
+                for child in children[place]:
+                    if sampler.uniform() < float(rule.accept[place, walk.tokens[row][child]]):
+                        walk.paths[row].append(child)
+                        break
+                else:
+                    walk.ends[row] = drawn[place]
+        return walk.verdicts()
 
 
-def _follow(tree: Tree, tokens: list[int], token_at: Callable[[int], int]) -> Verdict:
-    """Walk down from the root to the child with token ``token_at(node)``, while there is one."""
+def _child(tree: Tree, node: int, tokens: list[int], token: int) -> int | None:
+    """The child of a node that stands for a token."""
+    return next((child for child in tree.children[node] if tokens[child] == token), None)
+
+
+def _follow(tree: Tree, tokens: list[int], best: list[int]) -> Verdict:
+    """Walk down from the root to the child with the best token, while there is one."""
     node, path = 0, []
-    while True:
-        token = token_at(node)
-        for child in tree.children[node]:
-            if tokens[child] == token:
-                path.append(child)
-                node = child
-                break
-        else:
-            return Verdict(path, token)
+    while (child := _child(tree, node, tokens, best[node])) is not None:
+        path.append(child)
+        node = child
+    return Verdict(path, best[node])
 
 
 def _normalised(residual: Tensor, fallback: Tensor) -> Tensor:

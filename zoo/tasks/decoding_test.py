@@ -75,9 +75,4 @@ class DecodingTest:
 
 def acceptance_figure(counts: Acceptance, title: str) -> Figure:
     """Acceptance by depth, and which of the siblings it was."""
-    by_depth = {d: counts.accepted_by_depth[d] / n for d, n in counts.offered_by_depth.items()}
-    by_rank = {
-        place: n / counts.accepted_by_depth[place[0]]
-        for place, n in counts.accepted_by_rank.items()
-    }
-    return acceptance(by_depth, by_rank, title)
+    return acceptance(*counts.shares(), title)

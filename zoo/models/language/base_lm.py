@@ -23,9 +23,13 @@ from transformers.utils.logging import (
     is_progress_bar_enabled,
 )
 
+from zoo import compat
 from zoo.errors import ZooError
 from zoo.models.language.mamba import MambaLM, is_mamba_config
 from zoo.models.registry import register_model
+
+#: Models of transformers that import the ops of ``mamba_ssm`` and ``causal_conv1d``.
+MIXED = ("falcon_mamba", "jamba", "bamba", "zamba", "zamba2", "nemotron_h", "granitemoehybrid")
 
 
 def _llama(settings: dict[str, Any], overrides: dict[str, Any]) -> LlamaForCausalLM:
@@ -115,7 +119,8 @@ def load_causal_lm(source: str | Path, **options: Any) -> nn.Module:
     """A causal LM in eval mode; see :func:`find_causal_lm`.
 
     Mamba and Mamba-2, in their authors' layout or that of transformers, are ours; all others are of
-    transformers, and ``options`` its own (``dtype`` for both).
+    transformers, and ``options`` its own (``dtype`` for both); those with Mamba layers run on the
+    ops of this package where the authors' packages are not installed.
     """
     found = find_causal_lm(source)
     try:
@@ -123,10 +128,13 @@ def load_causal_lm(source: str | Path, **options: Any) -> nn.Module:
         if is_mamba_config(config):
             place = found if Path(found).is_dir() else f"hf://{found}"
             return MambaLM.from_pretrained(place, config, **options).eval()
+        if config.get("model_type") in MIXED:
+            compat.install()
         with _silently():
             return AutoModelForCausalLM.from_pretrained(found, **options).eval()
-    except OSError as error:
-        raise ZooError(f"the model '{found}' cannot be loaded: {error}") from error
+    except (OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ZooError(f"the model '{found}' cannot be loaded: {reason[:300]}") from error
 
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
