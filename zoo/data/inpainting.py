@@ -93,7 +93,7 @@ class Inpainting(MapDataModule):
         for i in range(64):
             mask = np.zeros((sample.size, sample.size), bool)
             while mask.mean() < 0.25:
-                height, width = rng.integers(sample.size // 6, sample.size // 3, 2)
+                height, width = rng.integers(sample.size // 8, sample.size // 5, 2)
                 row, column = (
                     rng.integers(0, sample.size - height),
                     rng.integers(0, sample.size - width),
