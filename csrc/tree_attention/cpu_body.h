@@ -3,6 +3,7 @@
 // softmax). Both products run as outer products on register tiles: keys are packed transposed, so that a
 // vector holds one coordinate of several keys.
 #include "common/arena.h"
+#include "common/product.h"
 #include "tree_attention/tree_attention.h"
 
 namespace zoo::ZOO_CPU {
@@ -12,58 +13,11 @@ constexpr int kRows = 64;    // query rows of a task
 constexpr int kKeys = 128;   // keys of a block
 constexpr double kNothing = -1e30;  // below every score
 
-// Rows and vectors of a register tile.
-template <class V>
-struct Shape {
-  static constexpr int kM = 6, kN = V::kSize >= 16 ? 4 : 2;
-};
-
-// c[m][:] = factor[m] c[m][:] + sum_k a[m][k] b[k][:] for M rows and N vectors; without factor c is not
-// read.
-template <class V, int M, int N>
-inline void product(const typename V::Scalar* a, int64_t lda, const typename V::Scalar* b, int64_t ldb,
-                    int64_t steps, typename V::Scalar* c, int64_t ldc,
-                    const typename V::Scalar* factor) {
-  constexpr int W = V::kSize;
-  V sum[M][N];
-  for (int m = 0; m < M; m++) {
-    for (int n = 0; n < N; n++) {
-      sum[m][n] = factor ? load(c + m * ldc + n * W) * V::set(factor[m]) : V::set(0);
-    }
-  }
-  for (int64_t k = 0; k < steps; k++) {
-    V row[N];
-    for (int n = 0; n < N; n++) row[n] = load(b + k * ldb + n * W);
-    for (int m = 0; m < M; m++) {
-      const V x = V::set(a[m * lda + k]);
-      for (int n = 0; n < N; n++) sum[m][n] = fma(x, row[n], sum[m][n]);
-    }
-  }
-  for (int m = 0; m < M; m++) {
-    for (int n = 0; n < N; n++) store(c + m * ldc + n * W, sum[m][n]);
-  }
-}
-
-// The same for any number of rows.
-template <class V, int N>
-inline void product_rows(int rows, const typename V::Scalar* a, int64_t lda,
-                         const typename V::Scalar* b, int64_t ldb, int64_t steps,
-                         typename V::Scalar* c, int64_t ldc, const typename V::Scalar* factor) {
-  constexpr int M = Shape<V>::kM;
-  int m = 0;
-  for (; m + M <= rows; m += M)
-    product<V, M, N>(a + m * lda, lda, b, ldb, steps, c + m * ldc, ldc, factor ? factor + m : factor);
-  for (; m + 2 <= rows; m += 2)
-    product<V, 2, N>(a + m * lda, lda, b, ldb, steps, c + m * ldc, ldc, factor ? factor + m : factor);
-  if (m < rows)
-    product<V, 1, N>(a + m * lda, lda, b, ldb, steps, c + m * ldc, ldc, factor ? factor + m : factor);
-}
-
 // One sequence and key-value head.
 template <class V, class T>
 struct Rows {
   using S = typename V::Scalar;
-  static constexpr int W = V::kSize, N = Shape<V>::kN, G = N * W;
+  static constexpr int W = V::kSize, G = TileShape<V>::kN * W;
 
   const TreeAttention& call;
   int64_t batch, head;  // key-value head
@@ -155,14 +109,9 @@ struct Rows {
     }
     if (v == values) pack_values(slot, n);
     for (int g = 0; g < n; g += G)
-      product_rows<V, N>(count, q, padded_dim, keys + g * call.dim, G, call.dim, scores + g, kKeys,
-                         nullptr);
+      product<V>(count, G, call.dim, {q, padded_dim, 1}, keys + g * call.dim, G, scores + g, kKeys, {});
     for (int r = 0; r < count; r++) weigh(r, slot, n, node);
-    int64_t d = 0;
-    for (; d + G <= padded_dim; d += G)
-      product_rows<V, N>(count, scores, kKeys, v + d, v_row, n, out + d, padded_dim, factor);
-    for (; d < padded_dim; d += W)
-      product_rows<V, 1>(count, scores, kKeys, v + d, v_row, n, out + d, padded_dim, factor);
+    product<V>(count, padded_dim, n, {scores, kKeys, 1}, v, v_row, out, padded_dim, {factor, 1});
   }
 
   // keys[group of G][dim][G]
