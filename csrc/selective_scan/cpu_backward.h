@@ -83,14 +83,13 @@ ZOO_INLINE void complete(typename V::Scalar* to, const typename V::Scalar* colle
 template <class V, int NB, bool kConstantB, bool kConstantC>
 void retrace(const Span<V>& x, int steps) {
   constexpr int W = V::kSize;
+  // Sums of their own for each chunk: a single one over a long sequence would lose digits.
   V g[NB], dA[NB], after[NB], decay[NB], dB[NB], dC[NB];
   for (int j = 0; j < NB; j++) {
     g[j] = load(x.g + j * W);
-    dA[j] = load(x.dA + j * W);
     after[j] = load(x.h + (steps * NB + j) * W);
     decay[j] = load(x.A + j * W);
-    dB[j] = kConstantB ? load(x.dB + j * W) : V::set(0);
-    dC[j] = kConstantC ? load(x.dC + j * W) : V::set(0);
+    dA[j] = dB[j] = dC[j] = V::set(0);
   }
   for (int s = steps - 1; s >= 0; s--) {
     const V d = load(x.delta + s * W), du = load(x.du + s * W), dy = load(x.dy + s * W);
@@ -124,9 +123,9 @@ void retrace(const Span<V>& x, int steps) {
   }
   for (int j = 0; j < NB; j++) {
     store(x.g + j * W, g[j]);
-    store(x.dA + j * W, dA[j]);
-    if (kConstantB) store(x.dB + j * W, dB[j]);
-    if (kConstantC) store(x.dC + j * W, dC[j]);
+    store(x.dA + j * W, load(x.dA + j * W) + dA[j]);
+    if (kConstantB) store(x.dB + j * W, load(x.dB + j * W) + dB[j]);
+    if (kConstantC) store(x.dC + j * W, load(x.dC + j * W) + dC[j]);
   }
 }
 
@@ -373,7 +372,7 @@ class Backward {
   void finish(const Buffers& to, int k, int64_t batch, const Block& block, int64_t begin, int steps,
               V skip) const {
     const V ln2 = V::set(static_cast<S>(1 / kLog2E));
-    V dD = load(to.dD + k * W), dbias = load(to.dbias + k * W);
+    V dD = V::set(0), dbias = V::set(0);
     for (int i = 0; i < steps * W; i += W) {
       const V u = load(to.in.u + i), dy = load(to.dy + i), gB = load(to.gB + i);
       dD = fma(u, dy, dD);
@@ -384,8 +383,8 @@ class Backward {
       store(to.gB + i, fma(load(to.in.delta + i), gB, skip * dy));  // du
       if (p_.z.data) store(to.z + i, load(to.z + i) * load(to.y + i));  // dz
     }
-    store(to.dD + k * W, dD);
-    store(to.dbias + k * W, dbias);
+    store(to.dD + k * W, load(to.dD + k * W) + dD);
+    store(to.dbias + k * W, load(to.dbias + k * W) + dbias);
     store_steps<V, T>(to.gB, p_, call_.du, batch, block, begin, steps);
     store_steps<V, T>(to.gA, p_, call_.ddelta, batch, block, begin, steps);
     if (p_.z.data) store_steps<V, T>(to.z, p_, call_.dz, batch, block, begin, steps);
