@@ -212,6 +212,18 @@ inline const char* message(cudaError_t error) {
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
+// Of several calls, what the first that goes wrong says.
+class FirstError {
+ public:
+  void operator()(cudaError_t error) {
+    if (first_ == cudaSuccess) first_ = error;
+  }
+  cudaError_t first() const { return first_; }
+
+ private:
+  cudaError_t first_ = cudaSuccess;
+};
+
 // Pieces of one allocation of scratch memory, one after the other; without an allocation, only their size.
 class Scratch {
  public:

@@ -36,18 +36,6 @@ struct BackwardScratch {
   }
 };
 
-// One after the other, up to the first that goes wrong.
-class Steps {
- public:
-  void operator()(cudaError_t error) {
-    if (first_ == cudaSuccess) first_ = error;
-  }
-  cudaError_t first() const { return first_; }
-
- private:
-  cudaError_t first_ = cudaSuccess;
-};
-
 template <class T>
 cudaError_t backward(const ScanBackward& call, void* workspace, void* stream) {
   using F = Accumulator<T>;
@@ -69,7 +57,7 @@ cudaError_t backward(const ScanBackward& call, void* workspace, void* stream) {
   args.dskip = scratch.dskip;
   args.dbias = scratch.dbias;
 
-  Steps run;
+  FirstError run;
   if (p.chunks > 1) {
     ScanArguments<T> ends{};
     ends.problem = p;

@@ -1,11 +1,13 @@
 // One step of the selective scan as plain pointers, sizes and strides. What it computes:
-// zoo/ops/selective_state_update.py, in the form with heads; that without has heads of one channel. All
+// zoo/ops/selective_state_update.py, in the form with heads; that without has one head for each group. All
 // strides count elements and may be zero. A null pointer stands for an optional tensor that is absent.
 #pragma once
 
 #include <cstdint>
 
+#include "common/cpu_capability.h"
 #include "common/dtype.h"
+#include "common/threads.h"
 
 namespace zoo {
 
@@ -36,6 +38,8 @@ struct StateUpdate {
   Projection B, C;
   Parameter A, D, dt_bias;  // D, dt_bias: optional
 };
+
+ZOO_CPU_DECLARE(void selective_state_update(const StateUpdate& call, const Threads& threads);)
 
 #ifdef ZOO_CUDA
 namespace cuda {

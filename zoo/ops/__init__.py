@@ -17,12 +17,15 @@ from zoo.ops.selective_state_update import (
     selective_state_update,
     selective_state_update_reference,
 )
+from zoo.ops.ssd import ssd, ssd_reference
+from zoo.ops.tree_attention import commit_path, tree_attention, tree_attention_reference
 
 __all__ = [
     "causal_conv1d",
     "causal_conv1d_reference",
     "causal_conv1d_update",
     "causal_conv1d_update_reference",
+    "commit_path",
     "cross_merge",
     "cross_merge_reference",
     "cross_scan",
@@ -31,4 +34,8 @@ __all__ = [
     "selective_scan_reference",
     "selective_state_update",
     "selective_state_update_reference",
+    "ssd",
+    "ssd_reference",
+    "tree_attention",
+    "tree_attention_reference",
 ]

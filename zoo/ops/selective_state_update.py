@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.errors import ZooError
+from zoo.ops._library import register_reference
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -48,7 +51,28 @@ def selective_state_update(
     Raises:
         ZooError: if shapes, dtypes or devices do not fit.
     """
-    return selective_state_update_reference(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus)
+    _check(state, x, dt, A, B, C, D, z, dt_bias)
+    tensors = (state, x, dt, A, B, C, D, z, dt_bias)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        return selective_state_update_reference(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus)
+    signals = [t for t in (x, dt, B, C, z) if t is not None]
+    dtype = functools.reduce(torch.promote_types, (t.dtype for t in signals))
+    if state.dtype not in (dtype, torch.float32):
+        dtype = torch.promote_types(dtype, torch.float32)
+    compute = torch.promote_types(dtype, torch.float32)
+    out = torch.ops.zoo.selective_state_update(
+        state,
+        x.to(dtype),
+        dt.to(dtype),
+        A.to(compute),
+        B.to(dtype),
+        C.to(dtype),
+        None if D is None else D.to(compute),
+        None if z is None else z.to(dtype),
+        None if dt_bias is None else dt_bias.to(compute),
+        dt_softplus,
+    )
+    return out.to(x.dtype)
 
 
 def selective_state_update_reference(
@@ -74,7 +98,8 @@ def selective_state_update_reference(
         if dt_softplus:
             dt = F.softplus(dt)
         B, C = (_per_head(M, heads, state.dim()) for M in (B, C))  # [B, D or H, (1,) N]
-        h = torch.exp(dt[..., None] * A) * state.to(dtype) + (dt * x)[..., None] * B
+        before = state.to(dtype, copy=True)  # what gradients need must not be overwritten
+        h = torch.exp(dt[..., None] * A) * before + (dt * x)[..., None] * B
         y = (h * C).sum(-1)
         if D is not None:
             y = y + x * D.to(dtype)
@@ -142,3 +167,11 @@ def _check(
             )
         if t.device != x.device:
             raise wrong(f"{name} is on {t.device} and x on {x.device}; move them to one device")
+
+
+register_reference("selective_state_update", selective_state_update_reference)
+
+
+@torch.library.register_fake("zoo::selective_state_update")
+def _fake(state: Tensor, x: Tensor, *rest: Tensor | bool | None) -> Tensor:
+    return x.new_empty(x.shape)

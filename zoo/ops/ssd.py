@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.errors import ZooError
+from zoo.ops._library import register_reference
+from zoo.ops._ssd_chunked import ssd_chunked
 
 
 def ssd(
@@ -33,8 +38,8 @@ def ssd(
         h_t = e^{\Delta_t A} h_{t-1} + \Delta_t x_t B_t^\top, \qquad
         y_t = h_t C_t + D x_t, \qquad out_t = y_t \cdot \mathrm{silu}(z_t)
 
-    Inside a chunk of Q steps this is one masked matrix product, between chunks a recurrence of
-    length L/Q: O(L·Q) work and memory, nothing of size L·P·N.
+    Inside a chunk of steps this is one masked matrix product, between chunks a recurrence: nothing
+    of size L·P·N is ever made.
 
     Args:
         x: input [B, L, H, P].
@@ -42,13 +47,14 @@ def ssd(
         A: decay rate of each head [H], negative.
         B: input projection [B, L, G, N]; head h uses group h // (H / G).
         C: output projection [B, L, G, N].
-        chunk_size: Q; any L is fine, the last chunk is filled up with steps of size 0.
+        chunk_size: steps of a chunk where PyTorch alone answers; the kernels have their own, and
+            the result does not depend on it.
         D: skip weight [H] or [H, P].
         z: gate [B, L, H, P].
         dt_bias: added to dt [H].
         initial_states: state before the first step [B, H, P, N].
-        seq_idx: [B, L] number of the packed sequence a step belongs to; states do not pass from one
-            to the next.
+        seq_idx: integers [B, L], the packed sequence that a step belongs to; no state passes to a
+            step from one of another number.
         dt_softplus: apply softplus to dt (after the bias).
         dt_limit: dt is clamped to this range at last.
         return_final_states: also return the state after the last step, [B, H, P, N] float32.
@@ -56,76 +62,43 @@ def ssd(
             then the one after step 0.
 
     Returns:
-        [B, L, H, P] in the dtype of x. Everything between is float32 (float64 if x is).
+        [B, L, H, P] in the dtype of x. Everything between is float32 (float64 if x is). Outputs and
+        final states are differentiable, once.
 
     Raises:
         ZooError: if shapes do not fit.
     """
     _check(x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, chunk_size)
-    length, heads, groups = x.shape[1], x.shape[2], B.shape[2]
+    signals = [t for t in (x, B, C, z) if t is not None]
+    dtype = functools.reduce(torch.promote_types, (t.dtype for t in signals))
+    compute = torch.promote_types(dtype, torch.float32)
     with torch.autocast(x.device.type, enabled=False):
-        X, dt, A, B, C, D, z, dt_bias, h = _to_compute(
-            x, dt, A, B, C, D, z, dt_bias, initial_states
+        dt, A = dt.to(compute), A.to(compute)
+        D, dt_bias, initial_states = (
+            None if t is None else t.to(compute) for t in (D, dt_bias, initial_states)
         )
-        dt = _step_sizes(dt, dt_bias, dt_softplus, dt_limit)
-        skip = None if D is None else X * D.reshape(heads, -1)
-        log_decay = dt * A  # [B, L, H]
-        X = X * dt[..., None]
-
-        Q = min(chunk_size, length)
-        pad = -length % Q
-        X, B, C = (F.pad(t, (0, 0, 0, 0, 0, pad)) for t in (X, B, C))
-        log_decay = F.pad(log_decay, (0, 0, 0, pad))
-        X = X.unflatten(1, (-1, Q)).unflatten(3, (groups, -1))  # [B, c, Q, G, R, P]
-        B, C = B.unflatten(1, (-1, Q)), C.unflatten(1, (-1, Q))  # [B, c, Q, G, N]
-        log_decay = log_decay.unflatten(1, (-1, Q)).unflatten(3, (groups, -1))  # [B, c, Q, G, R]
-
-        # The decay from step j to step t is exp(p_t - p_j); walking backward, step t is not yet
-        # decayed by itself, hence the exclusive sum.
-        total = log_decay.cumsum(2)
-        p = log_decay - total if reverse else total
-        total = total[:, :, -1]  # [B, c, G, R]
-        into = p + total[:, :, None] if reverse else p  # from the border to step t
-        out_of = p[:, :, :1] if reverse else p[:, :, -1:]  # from step j to the other border
-
-        span = torch.arange(Q, device=x.device)
-        visible = span[:, None] <= span if reverse else span[:, None] >= span  # [t, j]
-        within = p.movedim(2, -1)  # [B, c, G, R, Q]
-        within = within[..., :, None] - within[..., None, :]  # [B, c, G, R, t, j]
-        into_open, out_open, pass_open = None, None, None
-        if seq_idx is not None:
-            visible, into_open, out_open, pass_open = _segments(seq_idx, Q, pad, visible, reverse)
-        within = within.masked_fill(~visible, float("-inf")).exp()
-
-        scores = torch.einsum("bctgn,bcjgn->bcgtj", C, B)
-        y = torch.einsum("bcgtj,bcgrtj,bcjgrp->bctgrp", scores, within, X)
-        weight = (out_of - p).exp()
-        if out_open is not None:
-            weight = weight * out_open[..., None, None]
-        gain = torch.einsum("bcjgn,bcjgr,bcjgrp->bcgrpn", B, weight, X)  # what a chunk adds
-        keep = total.exp()
-        if pass_open is not None:
-            keep = keep * pass_open[..., None, None]
-
-        state = gain.new_zeros(gain[:, 0].shape) if h is None else h.unflatten(1, (groups, -1))
-        before = []
-        chunks = range(gain.shape[1])
-        for c in reversed(chunks) if reverse else chunks:
-            before.append(state)
-            state = keep[:, c, ..., None, None] * state + gain[:, c]
-        entering = torch.stack(before[::-1] if reverse else before, dim=1)  # [B, c, G, R, P, N]
-        weight = into.exp()
-        if into_open is not None:
-            weight = weight * into_open[..., None, None]
-        y = y + torch.einsum("bctgn,bctgr,bcgrpn->bctgrp", C, weight, entering)
-
-        y = y.flatten(3, 4).flatten(1, 2)[:, :length]  # [B, L, H, P]
-        y = y if skip is None else y + skip
-        y = (y if z is None else y * F.silu(z)).to(x.dtype)
-        if not return_final_states:
-            return y
-        state = state.flatten(1, 2)
-        return y, state if state.dtype == torch.float64 else state.float()
+        dt = _step_sizes(dt, dt_bias, dt_softplus, dt_limit).contiguous()
+    D = D if D is None or D.dim() == 2 else D[:, None].expand(x.shape[2:])
+    tensors = (
+        _last_contiguous(x, dtype),
+        dt,
+        A.contiguous(),
+        _last_contiguous(B, dtype),
+        _last_contiguous(C, dtype),
+        D if D is None or D.stride(1) == 0 else D.contiguous(),
+        _last_contiguous(z, dtype),
+        None if initial_states is None else initial_states.contiguous(),
+    )
+    needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    out, state, _ = torch.ops.zoo.ssd(
+        *tensors,
+        None if seq_idx is None else seq_idx.to(torch.int32).contiguous(),
+        reverse,
+        _span(x) if needs_grad else 0,
+        chunk_size,
+    )
+    out = out.to(x.dtype)
+    return (out, state) if return_final_states else out
 
 
 def ssd_reference(
@@ -183,28 +156,10 @@ def _step_sizes(
     return dt if limit == (0.0, float("inf")) else dt.clamp(*limit)
 
 
-def _segments(
-    seq_idx: Tensor, Q: int, pad: int, visible: Tensor, reverse: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What may pass in a packed batch: step to step, border to step, step to border, through."""
-    ids = F.pad(seq_idx[:, None].float(), (0, pad), mode="replicate")[:, 0]
-    ids = ids.unflatten(1, (-1, Q))  # [B, c, Q]
-    # The segment that the entering state belongs to, and the one that the leaving state belongs to.
-    first, last = ids[:, :, 0], ids[:, :, -1]
-    leaving = first if reverse else last
-    if reverse:
-        entering = torch.cat([first[:, 1:], last[:, -1:]], dim=1)
-    else:
-        entering = torch.cat([first[:, :1], last[:, :-1]], dim=1)
-    visible = visible & (ids[..., :, None] == ids[..., None, :])[:, :, None, None]
-    into, out_of = ids == entering[..., None], ids == leaving[..., None]
-    return visible, into, out_of, entering == leaving
-
-
 def _check(x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, chunk_size) -> None:
-    if x.dim() != 4 or B.dim() != 4 or 0 in x.shape:
+    if x.dim() != 4 or B.dim() != 4 or 0 in (*x.shape[1:], B.shape[3]):
         raise ZooError(
-            f"ssd takes x [B, L, H, P] and B, C [B, L, G, N] without empty dimensions, "
+            f"ssd takes x [B, L, H, P] and B, C [B, L, G, N], where only B may be 0, "
             f"not x {tuple(x.shape)} and B {tuple(B.shape)}"
         )
     batch, length, heads, head_dim = x.shape
@@ -227,3 +182,122 @@ def _check(x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, chunk_size) -
     for name, (tensor, shape) in expected.items():
         if tensor is not None and tuple(tensor.shape) != shape:
             raise ZooError(f"ssd: {name} has shape {tuple(tensor.shape)}, expected {shape}")
+
+
+def _span(x: Tensor) -> int:
+    """Steps between the states that the forward pass leaves for the backward pass: kSsdSpan."""
+    return 64 if x.device.type == "cuda" else 256
+
+
+def _last_contiguous(t: Tensor | None, dtype: torch.dtype) -> Any:
+    if t is None:
+        return None
+    t = t.to(dtype)
+    return t if t.stride(-1) == 1 else t.contiguous()
+
+
+def _reference(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    initial_state: Tensor | None,
+    seq_idx: Tensor | None,
+    reverse: bool,
+    span: int,
+    chunk_size: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    out, state = ssd_chunked(x, dt, A, B, C, D, z, initial_state, seq_idx, reverse, chunk_size)
+    return out.contiguous(), state, _borders(x, dt, B, span)
+
+
+def _reference_backward(
+    dout: Tensor | None, dlast_state: Tensor | None, borders: Tensor, *arguments: Any
+) -> tuple[Tensor, ...]:
+    given, settings = arguments[:8], arguments[8:]
+    grads = _gradients(*given)
+    with torch.enable_grad():
+        leaves: list[Any] = [None if t is None else t.detach().requires_grad_() for t in given]
+        out, state, _ = _reference(*leaves, *settings)
+        pairs = [(out, dout), (state, dlast_state)]
+        outputs, doutputs = zip(*((o, d) for o, d in pairs if d is not None), strict=True)
+        wanted = [t for t in leaves if t is not None]
+        found = iter(torch.autograd.grad(outputs, wanted, doutputs, materialize_grads=True))
+    for grad, t in zip(grads, leaves, strict=True):
+        if t is not None:
+            grad.copy_(next(found))
+    return grads
+
+
+def _borders(x: Tensor, dt: Tensor, B: Tensor, span: int) -> Tensor:
+    batch, length, heads, head_dim = x.shape
+    shape = (batch, -(-length // span), heads, head_dim * B.shape[3]) if span else (0,)
+    return dt.new_empty(shape)
+
+
+def _gradients(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    initial_state: Tensor | None,
+) -> tuple[Tensor, ...]:
+    """Memory for all gradients; without elements for what is absent."""
+    return tuple(
+        dt.new_empty(0) if t is None else t.new_empty(t.shape)
+        for t in (x, dt, A, B, C, D, x.new_empty(0) if z is None else z, initial_state)
+    )
+
+
+register_reference("ssd", _reference)
+register_reference("ssd_backward", _reference_backward)
+
+
+@torch.library.register_fake("zoo::ssd")
+def _fake(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    span = rest[-2]
+    state = dt.new_empty(x.shape[0], x.shape[2], x.shape[3], B.shape[3])
+    return x.new_empty(x.shape), state, _borders(x, dt, B, span)
+
+
+@torch.library.register_fake("zoo::ssd_backward")
+def _fake_backward(
+    dout: Tensor | None, dlast_state: Tensor | None, borders: Tensor, *rest: Any
+) -> tuple[Tensor, ...]:
+    return _gradients(*rest[:8])
+
+
+def _keep(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
+    borders = output[2]
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(borders)
+    ctx.save_for_backward(borders, *inputs[:9])
+    ctx.settings = inputs[9:]
+
+
+def _backward(
+    ctx: Any, dout: Tensor | None, dstate: Tensor | None, dborders: None
+) -> tuple[Tensor | None, ...]:
+    if dout is None and dstate is None:
+        return (None,) * 12
+    if dout is not None and dout.stride(-1) != 1:
+        dout = dout.contiguous()
+    grads = torch.ops.zoo.ssd_backward(
+        dout, None if dstate is None else dstate.contiguous(), *ctx.saved_tensors, *ctx.settings
+    )
+    wanted = (g if need else None for g, need in zip(grads, ctx.needs_input_grad, strict=False))
+    return (*wanted, None, None, None, None)
+
+
+def _no_second_derivative(ctx: Any, *grads: Tensor) -> None:
+    raise ZooError("ssd has no second derivative; ssd_reference, which is slower, has")
+
+
+torch.library.register_autograd("zoo::ssd", _backward, setup_context=_keep)
+torch.library.register_autograd("zoo::ssd_backward", _no_second_derivative)

@@ -1,0 +1,1 @@
+#include "selective_state_update/cpu_body.h"

@@ -1,0 +1,1 @@
+#include "ssd/cpu_body.h"
