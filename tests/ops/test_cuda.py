@@ -7,6 +7,7 @@ the same kernels stand as kernels for the CPU.
 from __future__ import annotations
 
 import ctypes
+import functools
 import itertools
 import os
 import sys
@@ -16,22 +17,30 @@ import torch
 from torch import Tensor
 
 import zoo.ops
+from tests.ops import problems
+from tests.ops.problems import (
+    LAYOUTS,
+    NOTHING_OPTIONAL,
+    SSD_SIGNALS,
+    TOLERANCE,
+    Problem,
+    error,
+    exact,
+    scan_problem,
+    scan_sequences,
+    ssd_problem,
+    state_dtype,
+)
 from zoo.ops import _library
 
 EMULATED = os.environ.get("ZOO_CUDA_EMULATION")
 DEVICE = "cpu" if EMULATED else "cuda"
+compare = functools.partial(problems.compare, device=DEVICE)
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not EMULATED and not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 real_gpu = pytest.mark.skipif(bool(EMULATED), reason="needs a GPU, not its emulation")
-
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float64: 1e-12}
-LAYOUTS = {
-    "rows": lambda t: t,
-    "columns": lambda t: t.mT.contiguous().mT,
-    "unaligned": lambda t: torch.cat([t[..., :1], t], dim=-1)[..., 1:],
-}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -43,92 +52,11 @@ def kernels():
         return
     torch.ops.load_library(EMULATED)
     sys.modules["zoo.ops.selective_scan"]._chunk = lambda u, A: 64
+    sys.modules["zoo.ops.ssd"]._span = lambda x: 64
     launches = ctypes.CDLL(EMULATED).cuda_emulation_launches
     launches.restype = ctypes.c_long
     yield
     assert launches() > 0, "the emulated kernels have not run"
-
-
-def error(a: Tensor, b: Tensor) -> float:
-    """Norm of the deviation relative to that of what was expected."""
-    a, b = a.detach().double().cpu(), b.detach().double().cpu()
-    return ((a - b).norm() / b.norm().clamp_min(1e-6)).item()
-
-
-def state_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
-
-
-def exact(*shape: int) -> Tensor:
-    """Random numbers that every dtype here can hold."""
-    return torch.randn(shape).bfloat16().double()
-
-
-class Problem:
-    """Named tensors in float64 on the CPU, and copies of them elsewhere, with gradients."""
-
-    def __init__(self, **tensors: Tensor | None):
-        self.tensors = {name: t for name, t in tensors.items() if t is not None}
-
-    def leaves(self, device: str, dtypes: dict[str, torch.dtype], layout: str) -> dict[str, Tensor]:
-        def leaf(name: str, t: Tensor) -> Tensor:
-            if not t.is_floating_point():
-                return t.to(device)
-            t = t.to(device, dtypes.get(name, torch.float64))
-            t = LAYOUTS[layout](t) if name in dtypes and t.dim() > 2 else t
-            return t.requires_grad_()
-
-        return {name: leaf(name, t) for name, t in self.tensors.items()}
-
-
-def compare(ours, reference, problem: Problem, sequences: str, dtype, layout="rows", **options):
-    """Outputs and gradients of both functions; the errors of all by name."""
-    dtypes = {n: dtype if n in sequences.split() else state_dtype(dtype) for n in problem.tensors}
-    outputs, grads = [], []
-    for function, device, kinds, how in (
-        (reference, "cpu", {}, "rows"),
-        (ours, DEVICE, dtypes, layout),
-    ):
-        leaves = problem.leaves(device, kinds, how)
-        out = function(**leaves, **options)
-        out = out if isinstance(out, tuple) else (out,)
-        torch.manual_seed(1)
-        douts = [exact(*o.shape).to(o.device, o.dtype) for o in out]
-        wanted = {n: t for n, t in leaves.items() if t.requires_grad}
-        found = torch.autograd.grad(out, list(wanted.values()), douts, materialize_grads=True)
-        outputs.append(out)
-        grads.append(dict(zip(wanted, found, strict=True)))
-    errors = {f"output {i}": error(b, a) for i, (a, b) in enumerate(zip(*outputs, strict=True))}
-    errors |= {f"gradient of {n}": error(grads[1][n], g) for n, g in grads[0].items()}
-    return {name: e for name, e in errors.items() if not e < TOLERANCE[dtype]}
-
-
-def scan_problem(
-    batch, dim, length, state, groups=1, constant="", bare=False, softplus=True, resets=True
-) -> Problem:
-    def projection(name: str) -> Tensor:
-        return exact(dim, state) if name in constant else exact(batch, groups, state, length)
-
-    delta = exact(batch, dim, length)
-    return Problem(
-        u=exact(batch, dim, length),
-        delta=delta if softplus else delta.abs() / 2,
-        A=-exact(dim, state).abs() - 0.125,
-        B=projection("B"),
-        C=projection("C"),
-        D=None if bare else exact(dim),
-        z=None if bare else exact(batch, dim, length),
-        delta_bias=None if bare else exact(dim).abs() / 4,
-        initial_state=None if bare else exact(batch, dim, state),
-        reset=torch.rand(batch, length) < 0.02 if resets and not bare else None,
-    )
-
-
-SEQUENCES = "u delta z"
-
-
-def scan_sequences(constant: str) -> str:
-    return " ".join([SEQUENCES, *(name for name in "BC" if name not in constant)])
 
 
 SCANS = {
@@ -136,11 +64,11 @@ SCANS = {
     "one tile": dict(batch=2, dim=8, length=64, state=3, groups=2),
     "many channels and states": dict(batch=1, dim=40, length=150, state=17),
     "chunks": dict(batch=1, dim=6, length=700, state=2, groups=2),
-    "bare": dict(batch=2, dim=6, length=100, state=4, groups=3, bare=True),
+    "bare": dict(batch=2, dim=6, length=100, state=4, groups=3, absent=NOTHING_OPTIONAL),
     "constant B": dict(batch=2, dim=6, length=600, state=2, groups=3, constant="B"),
     "constant C": dict(batch=2, dim=6, length=100, state=4, constant="C", softplus=False),
     "constant both": dict(batch=2, dim=6, length=100, state=4, constant="BC"),
-    "no resets": dict(batch=1, dim=33, length=132, state=1, resets=False),
+    "no resets": dict(batch=1, dim=33, length=132, state=1, absent="reset"),
 }
 
 
@@ -195,6 +123,91 @@ def test_selective_scan_gradient_of_one(only):
         scan_sequences(""),
         torch.float32,
     )
+
+
+STEPS = {
+    "plain": ((2, 37, 5), (2, 5)),
+    "groups": ((2, 12, 33), (2, 3, 33)),
+    "heads": ((2, 6, 20, 16), (2, 2, 16)),
+    "many states": ((1, 4, 3, 130), (1, 1, 130)),
+}
+
+
+@pytest.mark.parametrize("dtype, kept", [
+    (torch.float32, torch.float32), (torch.float32, torch.bfloat16),
+    (torch.bfloat16, torch.bfloat16), (torch.float16, torch.float32),
+    (torch.float64, torch.float64),
+], ids=str)  # fmt: skip
+@pytest.mark.parametrize("case", STEPS)
+def test_selective_state_update(case, dtype, kept):
+    torch.manual_seed(0)
+    shape, projection = STEPS[case]
+    given = {
+        "state": exact(*shape), "x": exact(*shape[:-1]), "dt": exact(*shape[:-1]),
+        "A": -exact(*shape[1:]).abs(), "B": exact(*projection), "C": exact(*projection),
+        "D": exact(*shape[1:-1]), "z": exact(*shape[:-1]), "dt_bias": exact(*shape[1:-1]),
+    }  # fmt: skip
+    kinds = dict.fromkeys(("A", "D", "dt_bias"), state_dtype(dtype)) | {"state": kept}
+    ours = {n: t.clone().to(DEVICE, kinds.get(n, dtype)) for n, t in given.items()}
+    out = zoo.ops.selective_state_update(**ours, dt_softplus=True)
+    expected = zoo.ops.selective_state_update_reference(**given, dt_softplus=True)
+    assert error(out, expected) < TOLERANCE[dtype]
+    assert error(ours["state"], given["state"]) < TOLERANCE[kept]
+
+
+SSDS = {
+    "one step": dict(batch=1, length=1, heads=1, channels=1, groups=1, state=1),
+    "one chunk": dict(batch=2, length=64, heads=4, channels=20, groups=2, state=5),
+    "chunks": dict(batch=1, length=140, heads=2, channels=17, groups=1, state=16),
+    "several tiles": dict(batch=1, length=70, heads=1, channels=70, groups=1, state=80),
+    "bare": dict(batch=1, length=70, heads=2, channels=4, groups=1, state=3,
+                 absent="D z dt_bias initial_states seq_idx"),
+    "skip by head": dict(batch=1, length=9, heads=2, channels=4, groups=1, state=3,
+                         skip_by_head=True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@pytest.mark.parametrize("case", SSDS)
+def test_ssd(case, reverse):
+    torch.manual_seed(0)
+    assert not compare(
+        zoo.ops.ssd,
+        zoo.ops.ssd_reference,
+        ssd_problem(**SSDS[case]),
+        SSD_SIGNALS,
+        torch.float32,
+        dt_softplus=True,
+        return_final_states=True,
+        reverse=reverse,
+    )
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_ssd_dtypes_and_layouts(dtype, layout):
+    torch.manual_seed(0)
+    assert not compare(
+        zoo.ops.ssd,
+        zoo.ops.ssd_reference,
+        ssd_problem(1, 70, 2, 9, 1, 7),
+        SSD_SIGNALS,
+        dtype,
+        layout,
+        dt_softplus=True,
+    )
+
+
+@pytest.mark.parametrize("only", [0, 1], ids=["output", "final states"])
+def test_ssd_gradient_of_one(only):
+    torch.manual_seed(0)
+
+    def one(function):
+        return lambda **inputs: function(**inputs, return_final_states=True)[only]
+
+    problem = ssd_problem(1, 70, 2, 5, 1, 4, absent="z")
+    assert not compare(one(zoo.ops.ssd), one(zoo.ops.ssd_reference), problem, SSD_SIGNALS,
+                       torch.float32)  # fmt: skip
 
 
 CONV_SEQUENCES = "x initial_states"
@@ -316,6 +329,12 @@ def test_opcheck():
     torch.library.opcheck(torch.ops.zoo.causal_conv1d.default, (x, weight, None, None, None, True))
     picture = exact(1, 2, 4, 5).float().to(DEVICE).requires_grad_()
     torch.library.opcheck(torch.ops.zoo.cross_scan.default, (picture, True))
+    s = ssd_problem(1, 9, 2, 3, 1, 2, "dt_bias seq_idx").leaves(DEVICE, {}, "rows")
+    torch.library.opcheck(
+        torch.ops.zoo.ssd.default,
+        (s["x"], s["dt"], s["A"], s["B"], s["C"], s["D"], s["z"], s["initial_states"], None, False,
+         64, 64),
+    )  # fmt: skip
     torch.library.opcheck(
         torch.ops.zoo.cross_merge.default, (exact(1, 2, 3, 20).float().to(DEVICE), 4, 5, False)
     )
@@ -360,6 +379,22 @@ def test_large_selective_scan(case, dtype):
         dtype,
         delta_softplus=True,
         return_last_state=True,
+    )
+
+
+@real_gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_large_ssd(dtype):
+    """At the shape of Mamba-2 130M, against the CPU kernel in float64."""
+    torch.manual_seed(0)
+    assert not compare(
+        zoo.ops.ssd,
+        zoo.ops.ssd,
+        ssd_problem(2, 2048, 24, 64, 1, 128),
+        SSD_SIGNALS,
+        dtype,
+        dt_softplus=True,
+        return_final_states=True,
     )
 
 
