@@ -37,7 +37,8 @@ class DenseTask(Task):
         model: name of a model, ``python -m zoo.list`` shows them.
         model_args: arguments of the model beyond its published ones.
         pretrained: weights to start from: a file, folder, URL or ``hf://owner/name``.
-        encoder: weights that ``model.encoder`` alone starts from, such as ImageNet's.
+        encoder: without ``pretrained``: weights that ``model.encoder`` starts from, such as
+            ImageNet's.
         kwargs: see :class:`Task`.
     """
 
@@ -63,10 +64,10 @@ class DenseTask(Task):
             self.model = zoo.create_model(self.model_name, **self.model_args)
         except (ZooError, TypeError) as error:
             raise ZooError(f"model.init_args.model or model_args: {error}") from error
-        if self.encoder is not None:
-            zoo.load_pretrained(self.model.encoder, self.encoder)
         if self.pretrained is not None:
             zoo.load_pretrained(self.model, self.pretrained)
+        elif self.encoder is not None:
+            zoo.load_pretrained(self.model.encoder, self.encoder)
 
     def set_scores(self, scores: dict[str, Metric]) -> None:
         """Measure these in validation and test."""
