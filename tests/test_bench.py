@@ -12,8 +12,11 @@ import zoo.bench
 from zoo.bench.bounds import Bounds
 from zoo.bench.case import Case, Peer, Work
 from zoo.bench.measure import caller, median_seconds, peak_bytes
+from zoo.bench.models import ModelRow
+from zoo.bench.plot import plot_models
 from zoo.bench.rows import Setting, measure_growth, measure_row
 from zoo.bench.table import CPU, GPU, GROWTH, QUICK
+from zoo.errors import ZooError
 
 SETTING = Setting("cpu", threads=1, seconds=0.01)
 
@@ -26,10 +29,20 @@ def keep_threads():
 
 
 def test_quick_run_of_one_op(tmp_path, capsys):
-    path = tmp_path / "bench.json"
+    folder, page = tmp_path / "results", tmp_path / "results.md"
+    folder.mkdir()
+    path = folder / "bench.json"
     arguments = ["causal_conv1d", "--quick", "--threads", "1"]
-    assert zoo.bench.main([*arguments, "--json", str(path), "--plot", str(tmp_path)]) == 0
-    assert (tmp_path / "growth.png").stat().st_size > 10_000
+    output = ["--json", str(path), "--plot", str(folder), "--page", str(page)]
+    assert zoo.bench.main([*arguments, *output]) == 0
+    assert (folder / "growth-cpu.png").stat().st_size > 10_000
+    assert "### causal_conv1d\n\n| batch x dim x length x width | dtype |" in page.read_text()
+    assert "| 1 x 64 x 128 x 4 | float32 | forward |" in page.read_text()
+    assert "(results/growth-cpu.png)" in page.read_text()
+    again = page.read_text()
+    page.unlink()
+    assert zoo.bench.main(["--page", str(page)]) == 0
+    assert page.read_text() == again
 
     result = json.loads(path.read_text())
     assert set(result) == {"environment", "bounds", "ops", "growth", "models"}
@@ -42,6 +55,7 @@ def test_quick_run_of_one_op(tmp_path, capsys):
     assert row["sizes"] == {
         "batch": 1, "dim": 64, "length": 128, "width": 4, "channel_last": False
     }  # fmt: skip
+    assert 0 < row["error"] < 1e-5
     assert row["seconds"] > 0 and row["bound_by"] in ("memory", "arithmetic")
     assert row["fraction_of_bound"] == pytest.approx(row["bound_seconds"] / row["seconds"])
     assert set(row["peers"]) == {"F.conv1d + SiLU", "PyTorch reference"}
@@ -64,6 +78,7 @@ def test_quick_run_of_one_op(tmp_path, capsys):
         (["--device", "tpu"], "--device must be cpu or cuda, got 'tpu'"),
         (["--threads", "0"], "--threads must be at least 1, got 0"),
         (["--json", "/nowhere/bench.json"], "--json: there is no folder /nowhere; make it first"),
+        (["--page", "nothing.md"], "--page: there is no JSON file in nothing; measure with --json"),
     ],
 )
 def test_wrong_arguments_are_one_line(arguments, message, capsys):
@@ -126,7 +141,7 @@ class Doubling(Case):
 
 
 def test_row_of_a_known_op():
-    bounds = Bounds({1 << 20: 1e-4, 1 << 24: 1e-2}, matmul_flops=1e9)
+    bounds = Bounds({1 << 20: 1e-4, 1 << 24: 1e-2}, matmul_flops=1e9, exponentials=1e9)
     row = measure_row(Doubling(), SETTING, bounds)
     assert set(row.ratios) == {"twice"}
     assert row.bound_by == "memory"
@@ -134,6 +149,19 @@ def test_row_of_a_known_op():
     assert row.input_bytes == 4 << 20
     if row.peak_bytes is not None:
         assert row.peak_bytes / row.input_bytes == pytest.approx(2, abs=0.3)
+
+
+def test_a_wrong_op_is_not_timed(monkeypatch):
+    def off(self, inputs):
+        return torch.cat([inputs["x"], inputs["x"]]) * (
+            1 + 1e-3 * (inputs["x"].dtype != torch.double)
+        )
+
+    monkeypatch.setattr(Doubling, "run", off)
+    with pytest.raises(
+        ZooError, match=r"doubling .* deviates by 1.0e-03 from float64, at most 1e-05"
+    ):
+        measure_row(Doubling(length=8), SETTING, Bounds({8: 1.0}, 1.0, 1.0))
 
 
 def test_growth_of_a_linear_op(monkeypatch):
@@ -146,6 +174,21 @@ def test_growth_of_a_linear_op(monkeypatch):
     assert growth.lengths == [256, 4096, 65536]
     assert growth.seconds[1] == pytest.approx(4.01e-3)
     assert growth.exponent == pytest.approx(1, abs=0.01)
+
+
+def test_a_page_needs_results_of_this_bench(tmp_path, capsys):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "old.json").write_text('{"rows": []}')
+    assert zoo.bench.main(["--page", str(tmp_path / "b.md")]) == 2
+    assert "old.json is not a result of this version of the bench" in capsys.readouterr().err
+
+
+def test_shares_are_drawn(tmp_path):
+    rows = [
+        ModelRow("A", "a step", 1.0, {"ssd": 0.6, "other": 0.4}),
+        ModelRow("B", "one", 2.0, {"other": 1.0}),
+    ]
+    assert plot_models(rows, tmp_path, "cpu", "here").stat().st_size > 5_000
 
 
 def test_backward_is_timed_with_the_forward():
@@ -163,7 +206,7 @@ def test_backward_is_timed_with_the_forward():
 
 
 def test_bound_is_the_larger_of_both():
-    bounds = Bounds({100: 1.0, 1000: 5.0}, matmul_flops=10.0)
+    bounds = Bounds({100: 1.0, 1000: 5.0}, matmul_flops=10.0, exponentials=1.0)
     assert bounds.copy_seconds(50) == 0.5
     assert bounds.copy_seconds(500) == 2.5
     assert bounds.copy_seconds(2000) == 10.0

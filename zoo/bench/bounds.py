@@ -26,10 +26,13 @@ class Bounds:
             beyond it.
         matmul_flops: of a float32 matrix product, a second. On a CPU it is also the rate at which
             other arithmetic can run.
+        exponentials: of float32 numbers in the cache, a second, by PyTorch's own exp. It is shown
+            beside the others; the bound counts what an exponential cannot do without.
     """
 
     copy: dict[int, float]
     matmul_flops: float
+    exponentials: float
 
     def copy_seconds(self, size: float) -> float:
         """Time to read and write so many bytes, at the rate measured for the next larger size."""
@@ -58,4 +61,10 @@ def measure_bounds(device: str, threads: int, seconds: float) -> Bounds:
         copy[size] = time(lambda source=source, target=target: target.copy_(source))
     n = 4096 if device == "cuda" else 1024
     a, b, out = (torch.ones(n, n, device=device) for _ in range(3))
-    return Bounds(copy, 2 * n**3 / time(lambda: torch.mm(a, b, out=out)))
+    few = torch.ones(2**22 if device == "cuda" else 2**16, device=device)
+    result = torch.empty_like(few)
+    return Bounds(
+        copy=copy,
+        matmul_flops=2 * n**3 / time(lambda: torch.mm(a, b, out=out)),
+        exponentials=few.numel() / time(lambda: torch.exp(few, out=result)),
+    )

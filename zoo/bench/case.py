@@ -70,6 +70,13 @@ class Case:
         """The op itself."""
         raise NotImplementedError
 
+    def error(self, inputs: Inputs) -> float:
+        """Deviation from float64, as a norm, relative to the result; on the same numbers."""
+        found, expected = (
+            self.run(_copied(inputs, dtype)).double() for dtype in (None, torch.double)
+        )
+        return float((found - expected).norm() / expected.norm())
+
     def work(self, itemsize: int) -> Work:
         """What a call must do at the least; ``itemsize``: bytes of a number of the sequences."""
         raise NotImplementedError
@@ -95,3 +102,13 @@ class Case:
 def randn(like: Tensor, *shape: int) -> Tensor:
     """Normal random numbers in the dtype and on the device of ``like``."""
     return torch.randn(shape, dtype=like.dtype, device=like.device)
+
+
+def _copied(inputs: Inputs, dtype: torch.dtype | None) -> Inputs:
+    """Copies, because some ops overwrite an argument; the real numbers in ``dtype``, if given."""
+    return {
+        name: value.to(dtype if value.is_floating_point() else None, copy=True)
+        if isinstance(value, Tensor)
+        else value
+        for name, value in inputs.items()
+    }

@@ -23,12 +23,13 @@ from zoo.ops import _library
 _PACKAGES = ("ssm-zoo", "torch", "mambapy", "mamba-ssm", "causal-conv1d", "transformers")
 
 
-def environment(setting: Setting) -> dict[str, Any]:
-    """Hardware, versions and settings."""
+def environment(setting: Setting, load: float) -> dict[str, Any]:
+    """Hardware, versions and settings; ``load``: processes that were running before."""
     cuda = setting.device == "cuda"
     return {
         "device": torch.cuda.get_device_name() if cuda else _processor(),
         "threads": setting.threads,
+        "load_average": load,
         "cpu_capability": _library.unavailable.get("cpu") or torch.ops.zoo.cpu_capability(),
         "python": platform.python_version(),
         "cuda": torch.version.cuda if cuda else None,
@@ -60,14 +61,16 @@ def write_json(
 def print_bounds(console: Console, where: dict[str, Any], bounds: Bounds) -> None:
     """What was measured where."""
     console.print(
-        f"{where['device']}, {where['threads']} threads, CPU kernels: {where['cpu_capability']}"
+        f"{where['device']}, {where['threads']} threads, CPU kernels: {where['cpu_capability']}, "
+        f"load by others: {where['load_average']:.1f}"
     )
     rates = {size: size / seconds / 1e9 for size, seconds in bounds.copy.items()}
     largest = max(rates)
     console.print(
         f"copy: {rates[largest]:.1f} GB/s over {_bytes(largest)}, at most "
         f"{max(rates.values()):.1f} GB/s in the cache; "
-        f"matrix product: {bounds.matmul_flops / 1e9:.0f} GFLOP/s (float32)\n"
+        f"matrix product: {bounds.matmul_flops / 1e9:.0f} GFLOP/s, "
+        f"PyTorch's exp: {bounds.exponentials / 1e9:.2f} G/s (float32)\n"
     )
 
 
@@ -75,7 +78,7 @@ def print_rows(console: Console, op: str, rows: list[Row]) -> None:
     """One table for an op."""
     peers = list(dict.fromkeys(name for row in rows for name in row.ratios))
     sizes = " x ".join(name for name, size in rows[0].sizes.items() if type(size) is int)
-    table = _table(op, sizes, "dtype", "pass", "time", "of bound", "peak memory",
+    table = _table(op, sizes, "dtype", "pass", "time", "of bound", "peak memory", "error",
                    *(f"{name} takes" for name in peers))  # fmt: skip
     for row in rows:
         peak = "-"
@@ -86,9 +89,10 @@ def print_rows(console: Console, op: str, rows: list[Row]) -> None:
             row.case,
             row.dtype,
             row.direction,
-            _time(row.seconds),
+            format_time(row.seconds),
             f"{row.fraction_of_bound:.0%} ({row.bound_by})",
             peak,
+            f"{row.error:.0e}",
             *ratios,
         )
     _print(console, table)
@@ -99,7 +103,7 @@ def print_growth(console: Console, growths: list[Growth]) -> None:
     lengths = growths[0].lengths
     table = _table("growth with length", "op", "case", *map(str, lengths), "exponent")
     for growth in growths:
-        times = map(_time, growth.seconds)
+        times = map(format_time, growth.seconds)
         case = f"{growth.case}, {growth.direction}"
         table.add_row(growth.op, case, *times, f"{growth.exponent:.2f}")
     _print(console, table)
@@ -111,7 +115,7 @@ def print_models(console: Console, rows: list[ModelRow]) -> None:
     for row in rows:
         shares = ", ".join(f"{name} {share:.0%}" for name, share in row.shares.items())
         peers = ", ".join(f"{name} {ratio:.2f} x" for name, ratio in row.ratios.items())
-        table.add_row(f"{row.model}, {row.what}", _time(row.seconds), peers, shares)
+        table.add_row(f"{row.model}, {row.what}", format_time(row.seconds), peers, shares)
     _print(console, table)
 
 
@@ -128,7 +132,8 @@ def _print(console: Console, table: Table) -> None:
     console.print()
 
 
-def _time(seconds: float) -> str:
+def format_time(seconds: float) -> str:
+    """In the unit that suits it."""
     for size, unit in ((1, "s"), (1e-3, "ms")):
         if seconds >= size:
             return f"{seconds / size:.3g} {unit}"

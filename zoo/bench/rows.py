@@ -12,6 +12,10 @@ import torch
 from zoo.bench.bounds import Bounds
 from zoo.bench.case import Case
 from zoo.bench.measure import caller, median_seconds, peak_bytes
+from zoo.errors import ZooError
+
+#: Beyond this, a result is wrong.
+LARGEST_ERROR = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,10 @@ class Setting:
 
 @dataclass
 class Row:
-    """A measured case. Times in seconds, memory in bytes; a ratio above 1: the peer is slower."""
+    """A measured case. Times in seconds, memory in bytes; a ratio above 1: the peer is slower.
+
+    ``error`` is that of the forward pass against float64.
+    """
 
     op: str
     case: str
@@ -43,6 +50,7 @@ class Row:
     bound_by: str
     input_bytes: int
     peak_bytes: int | None
+    error: float
     peers: dict[str, float] = field(default_factory=dict)
     ratios: dict[str, float] = field(default_factory=dict)
     fraction_of_bound: float = 0.0
@@ -78,6 +86,13 @@ def measure_row(case: Case, setting: Setting, bounds: Bounds) -> Row:
         except ImportError:
             continue  # is not installed
         calls[name] = (caller(case, function, inputs), peer.threads or setting.threads)
+    with torch.no_grad():
+        error = case.error(inputs)
+    if not error <= LARGEST_ERROR[dtype]:
+        raise ZooError(
+            f"zoo bench: {case.op} ({case.label()}, {dtype}) deviates by {error:.1e} from float64, "
+            f"at most {LARGEST_ERROR[dtype]:.0e} is right: the kernels of this build are broken"
+        )
     seconds = median_seconds(calls, setting.seconds)
     bound, bound_by = bounds.seconds(case.work(dtype.itemsize))
     return Row(
@@ -91,6 +106,7 @@ def measure_row(case: Case, setting: Setting, bounds: Bounds) -> Row:
         bound_by=bound_by,
         input_bytes=sum(t.nbytes for t in inputs.values() if isinstance(t, torch.Tensor)),
         peak_bytes=peak_bytes(calls[""][0], setting.device),
+        error=error,
         peers=seconds,
     )
 

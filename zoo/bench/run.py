@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from itertools import groupby
 from pathlib import Path
@@ -13,7 +14,8 @@ from rich.console import Console
 from zoo.bench import report
 from zoo.bench.bounds import measure_bounds
 from zoo.bench.models import MODELS, ModelRow, measure_model
-from zoo.bench.plot import plot_growth
+from zoo.bench.page import write_page
+from zoo.bench.plot import plot_growth, plot_models
 from zoo.bench.rows import Growth, Row, Setting, measure_growth, measure_row
 from zoo.bench.table import CPU, GPU, GROWTH, QUICK
 from zoo.bench.token_pruning import PRUNED, measure_pruned
@@ -29,6 +31,10 @@ _WIDTH = 160  # of the tables in a file
 def main(argv: list[str]) -> int:
     """Measure, print, write."""
     arguments = _parse(argv)
+    if arguments.page and not arguments.json:
+        write_page(arguments.page)
+        return 0
+    load = os.getloadavg()[0]
     torch.set_num_threads(arguments.threads)
     quick = arguments.quick
     setting = Setting(arguments.device, arguments.threads, seconds=0.03 if quick else 1.0)
@@ -37,7 +43,7 @@ def main(argv: list[str]) -> int:
 
     with console.status("what the machine can do"):
         bounds = measure_bounds(setting.device, setting.threads, setting.seconds / 4)
-    where = report.environment(setting)
+    where = report.environment(setting, load)
     report.print_bounds(console, where, bounds)
 
     rows: list[Row] = []
@@ -73,8 +79,15 @@ def main(argv: list[str]) -> int:
     if arguments.json:
         report.write_json(arguments.json, where, bounds, rows, growths, models)
         console.print(f"written: {arguments.json}")
-    if arguments.plot and growths:
-        console.print(f"written: {plot_growth(growths, arguments.plot, where['device'])}")
+    if arguments.plot:
+        to = (arguments.plot, arguments.device, where["device"])
+        if growths:
+            console.print(f"written: {plot_growth(growths, *to)}")
+        if models:
+            console.print(f"written: {plot_models(models, *to)}")
+    if arguments.page:
+        write_page(arguments.page)
+        console.print(f"written: {arguments.page}")
     return 0
 
 
@@ -86,7 +99,12 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("ops", nargs="*", metavar="op", help=f"of {', '.join(ops)}; all if none")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all results to this file")
-    parser.add_argument("--plot", type=Path, metavar="DIR", help="draw growth.png in this folder")
+    parser.add_argument(
+        "--plot", type=Path, metavar="DIR", help="draw growth and shares in this folder"
+    )
+    parser.add_argument("--page", type=Path, metavar="FILE",
+                        help="write a Markdown page from all results in the folder of its name; "
+                        "without --json nothing is measured")  # fmt: skip
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
     parser.add_argument("--quick", action="store_true", help="small shapes, a few seconds")
     arguments = parser.parse_args(argv)
@@ -103,6 +121,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     for option, folder in (
         ("--json", arguments.json and arguments.json.absolute().parent),
         ("--plot", arguments.plot),
+        ("--page", arguments.page and arguments.page.absolute().parent),
     ):
         if folder and not folder.is_dir():
             raise ZooError(f"zoo bench: {option}: there is no folder {folder}; make it first")

@@ -20,11 +20,8 @@ from zoo.ops import (
 
 
 def _reference() -> Callable[[Inputs], Any]:
+    """mamba_ssm's reference is the same loop over the steps."""
     return lambda inputs: selective_scan_reference(**inputs, delta_softplus=True)
-
-
-def _scan(inputs: Inputs) -> Any:
-    return selective_scan(**inputs, delta_softplus=True)
 
 
 def _pscan() -> Callable[[Inputs], Any]:
@@ -57,6 +54,7 @@ class SelectiveScan(Case):
     length: int = 2048
     state: int = 16
     groups: int = 1
+    reverse: bool = False
 
     op: ClassVar[str] = "selective_scan"
     peers: ClassVar[dict[str, Peer]] = {
@@ -83,7 +81,7 @@ class SelectiveScan(Case):
 
     def run(self, inputs: Inputs) -> Tensor:
         """The op."""
-        return _scan(inputs)
+        return selective_scan(**inputs, delta_softplus=True, reverse=self.reverse)
 
     def work(self, itemsize: int) -> Work:
         """In the backward pass the states are computed again, and their gradients beside them."""
@@ -97,6 +95,10 @@ class SelectiveScan(Case):
             exponentials=(2 if self.backward else 1) * sequences * (N + 3),
             multiply_adds=(14 if self.backward else 4) * sequences * N,
         )
+
+
+def _scan(inputs: Inputs) -> Any:
+    return selective_scan(**inputs, delta_softplus=True)
 
 
 def _one_thread() -> Callable[[Inputs], Any]:

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+from zoo.bench.attention import TreeAttention
 from zoo.bench.case import Case
 from zoo.bench.convolutions import CausalConv1d, CausalConv1dUpdate
+from zoo.bench.mamba2 import Ssd
 from zoo.bench.scan_orders import CrossMerge, CrossScan
 from zoo.bench.scans import LongScan, SelectiveScan, SelectiveStateUpdate
 
-#: Mamba-130m (dim 1536, state 16) and the first stage of VMamba-T (dim 2 x 192, state 1).
+#: Mamba-130m (dim 1536, state 16), the first stage of VMamba-T (dim 2 x 192, state 1), Mamba-2 130m
+#: (24 heads of 64, state 128), a draft tree of 64 nodes on a model of 7B.
 CPU: tuple[Case, ...] = (
     SelectiveScan(),
     SelectiveScan(backward=True),
     SelectiveScan(dtype="bfloat16"),
     SelectiveScan(state=1),
+    SelectiveScan(state=8, compare=False),
     SelectiveScan(state=64, compare=False),
+    SelectiveScan(state=128, compare=False),
+    SelectiveScan(reverse=True, compare=False),
     SelectiveScan(batch=8, dim=384, length=3136, state=1, groups=2),
     SelectiveScan(batch=8, dim=384, length=3136, state=1, groups=2, backward=True, compare=False),
     LongScan(),
     SelectiveStateUpdate(),
     SelectiveStateUpdate(batch=64),
+    Ssd(),
+    Ssd(backward=True),
+    Ssd(dtype="bfloat16", compare=False),
+    Ssd(heads=12, state=1, compare=False),
     CausalConv1d(),
     CausalConv1d(backward=True),
     CausalConv1d(channel_last=True),
@@ -32,6 +42,10 @@ CPU: tuple[Case, ...] = (
     CrossScan(channel_last=True, order="atrous"),
     CrossMerge(),
     CrossMerge(order="atrous"),
+    TreeAttention(),
+    TreeAttention(dtype="bfloat16"),
+    TreeAttention(kv_heads=8),
+    TreeAttention(nodes=1, prefix=8192),
 )
 
 GPU: tuple[Case, ...] = (
@@ -53,6 +67,11 @@ GPU: tuple[Case, ...] = (
     CrossScan(batch=128, channel_last=True),
     CrossScan(batch=128, channel_last=True, order="atrous"),
     CrossMerge(batch=128),
+    Ssd(batch=8),
+    Ssd(batch=8, backward=True),
+    TreeAttention(),
+    TreeAttention(prefix=8192),
+    TreeAttention(prefix=8192, batch=8, kv_heads=8),
 )
 
 #: Run at lengths from 256 to 262144.
@@ -60,6 +79,7 @@ GROWTH: tuple[Case, ...] = (
     SelectiveScan(dim=64),
     SelectiveScan(dim=64, backward=True),
     CausalConv1d(dim=64),
+    Ssd(heads=1),
 )
 
 QUICK: tuple[Case, ...] = (
@@ -69,4 +89,6 @@ QUICK: tuple[Case, ...] = (
     CausalConv1dUpdate(dim=64),
     CrossScan(batch=1, channels=16, height=14, width=14),
     CrossMerge(batch=1, channels=16, height=14, width=14),
+    Ssd(length=128, heads=2, state=16),
+    TreeAttention(nodes=8, prefix=64, heads=2, kv_heads=1, head_dim=32),
 )
