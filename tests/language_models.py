@@ -9,6 +9,8 @@ from torch import nn
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
+    JambaConfig,
+    JambaForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MambaConfig,
@@ -41,6 +43,20 @@ def make_model(kind: str, layers: int = 3, **overrides) -> nn.Module:
             hidden_size=WIDTH, num_hidden_layers=layers - 1, state_size=8, **common
         )
         return MambaForCausalLM(config).eval()
+    if kind == "jamba":  # every second layer is attention
+        config = JambaConfig(
+            hidden_size=WIDTH,
+            intermediate_size=48,
+            num_hidden_layers=layers - 1,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            attn_layer_period=2,
+            attn_layer_offset=1,
+            num_experts=1,
+            mamba_d_state=8,
+            **common,
+        )
+        return JambaForCausalLM(config).eval()
     shape = dict(
         hidden_size=WIDTH,
         intermediate_size=48,
@@ -74,13 +90,14 @@ def method_options(model: nn.Module) -> dict[str, dict]:
     What follows a colon in a name tells apart the kinds of heads of one method.
     """
     torch.manual_seed(2)
+    vocab = model.config.vocab_size
     head = {"lm_head": model.get_output_embeddings().weight.data}
     draft = noisy(model)
     options = {
         "plain": {},
         "token_recycling": {},
-        "medusa": {"heads": MedusaHeads(WIDTH, VOCAB, 4, **head)},
-        "hydra": {"heads": HydraHeads(WIDTH, VOCAB, 4, **head)},
+        "medusa": {"heads": MedusaHeads(WIDTH, vocab, 4, **head)},
+        "hydra": {"heads": HydraHeads(WIDTH, vocab, 4, **head)},
         "draft_tree": {"draft": draft},
         "spectr": {"draft": draft, "drafts": 4, "length": 3},
         "speculative": {"draft": draft, "length": 3},
@@ -88,8 +105,8 @@ def method_options(model: nn.Module) -> dict[str, dict]:
     }
     layer = {"intermediate_size": 48, "num_attention_heads": 4} | layer_settings(model.config)
     for kind, heads in (
-        ("prefix", HydraHeads(WIDTH, VOCAB, 4, 2, arch="prefix-mlp", prefix=layer, **head)),
-        ("ungrounded", HydraHeads(WIDTH, VOCAB, 4, 2, grounded=False, **head)),
+        ("prefix", HydraHeads(WIDTH, vocab, 4, 2, arch="prefix-mlp", prefix=layer, **head)),
+        ("ungrounded", HydraHeads(WIDTH, vocab, 4, 2, grounded=False, **head)),
         ("cross-attn", HydraCrossHead(**layer)),
         ("eagle-attn", HydraEagleHead(1, **layer)),
     ):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo.checkpoints import read_state_dict
 from zoo.decoding.method import Method, Run, register_method
@@ -68,17 +68,22 @@ class TokenRecycling(Method):
             raise ZooError("there is no matrix to save yet: generate something first")
         save_file({"matrix": self.matrix.contiguous()}, file)
 
-    def start(self, run: Run, prompt: Scores | None) -> None:
+    def load(self, model: nn.Module) -> None:
         """Make the matrix when it is first needed."""
-        vocabulary = run.model.config.vocab_size
+        vocabulary = model.config.vocab_size
+        shape = (vocabulary, min(self.top_k, vocabulary))
         if self.matrix is None:
-            self.matrix = torch.zeros(vocabulary, self.top_k, dtype=torch.int32)
-        if self.matrix.shape != (vocabulary, self.top_k):
+            self.matrix = torch.zeros(shape, dtype=torch.int32)
+        if self.matrix.shape != shape:
             raise ZooError(
-                f"the matrix is {list(self.matrix.shape)}, the model needs "
-                f"[{vocabulary}, {self.top_k}]: call reset(), or make a new method object"
+                f"the matrix is {list(self.matrix.shape)}, the model needs {list(shape)}: call "
+                "reset(), or make a new method object"
             )
-        self.matrix = self.matrix.to(run.target.device)
+        self.matrix = self.matrix.to(next(model.parameters()).device)
+        self.tree = self.tree.limited(len(self.tree), vocabulary)
+
+    def start(self, run: Run, prompt: Scores | None) -> None:
+        """Read the prompts, if that was asked for."""
         if self.read_prompt:
             self._read_prompts(run)
 
@@ -100,7 +105,7 @@ class TokenRecycling(Method):
             self._enter(draft.tokens.flatten(), scores.logits.flatten(0, 1))
 
     def _enter(self, tokens: Tensor, logits: Tensor) -> None:
-        best = logits.topk(self.top_k, dim=-1).indices.to(self.matrix.dtype)
+        best = logits.topk(self.matrix.shape[1], dim=-1).indices.to(self.matrix.dtype)
         # a token may stand in the tree several times: the last node wins, the deepest, on any
         # device
         order = torch.arange(len(tokens), device=tokens.device)

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from zoo.decoding.ctc import CTCPrefixScorer
+from zoo.decoding.ctc import BLANK, CTCPrefixScorer
 from zoo.layers.cache import Cache
 
 
@@ -80,7 +80,9 @@ def greedy(decoder: StepDecoder, cache: Cache, max_tokens: int) -> list[list[int
     ended = torch.zeros_like(token, dtype=torch.bool)
     texts: list[list[int]] = [[] for _ in range(cache.batch_size)]
     for _ in range(max_tokens):
-        token = decoder.step(token, cache).argmax(-1)
+        logits = decoder.step(token, cache)
+        logits[:, [BLANK, decoder.SOS]] = -torch.inf
+        token = logits.argmax(-1)
         ended |= token == decoder.EOS
         if bool(ended.all()):
             break
@@ -107,11 +109,11 @@ def beam_search(
         whole = scores[:, None] + said  # [N, V]
         total = (1 - share) * whole + search.length_bonus * length
         if scorer is not None and states is not None:
-            heard, longer = scorer.score(states, torch.where(last == decoder.SOS, 0, last))
+            heard, longer = scorer.score(states, torch.where(last == decoder.SOS, BLANK, last))
             total = total + share * heard
         for row, text in enumerate(texts):
             best = max(best, (float(total[row, decoder.EOS]), text), key=lambda pair: pair[0])
-        total[:, [0, decoder.SOS, decoder.EOS]] = -torch.inf
+        total[:, [BLANK, decoder.SOS, decoder.EOS]] = -torch.inf
         value, place = total.flatten().topk(min(search.beams, total.numel()))
         place = place[torch.isfinite(value)]
         # without a bonus scores only fall: nothing can overtake any more
