@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 #: Side lengths of an object at rest, and of the pillar in the middle that hides what is behind it.
-WIDTH, HEIGHT, PILLAR = 40.0, 80.0, 36.0
+WIDTH, HEIGHT, PILLAR = 60.0, 110.0, 54.0
 MOTIONS = ("circle", "sway", "line")
 
 
@@ -28,7 +28,7 @@ class Scene:
     visible: np.ndarray
 
     def detections(
-        self, rng: np.random.Generator, jitter: float = 2.0, missed: float = 0.05
+        self, rng: np.random.Generator, jitter: float = 1.0, missed: float = 0.05
     ) -> list[np.ndarray]:
         """What a detector would say: (left, top, width, height, score) [M, 5] for each frame.
 
@@ -67,12 +67,12 @@ class Scene:
 
 
 def make_scene(
-    rng: np.random.Generator, motion: str, width: int = 640, frames: int = 100, objects: int = 8
+    rng: np.random.Generator, motion: str, width: int = 640, frames: int = 60, objects: int = 6
 ) -> Scene:
     """Let objects move.
 
     ``circle`` and ``sway`` (to and fro in both directions, with two periods) take 12 to 24 frames
-    for a round, at up to 15 to 25 pixels a frame, so that constant velocity fails; ``line`` goes
+    for a round, at up to 20 to 32 pixels a frame, so that constant velocity fails; ``line`` goes
     straight on.
 
     Args:
@@ -93,7 +93,7 @@ def make_scene(
         period = rng.uniform(12, 24, (2, objects))
         if motion == "circle":
             period[1] = period[0]
-        radius = rng.uniform(15, 25, objects) * period / (2 * np.pi)  # [2, N]
+        radius = rng.uniform(20, 32, objects) * period / (2 * np.pi)  # [2, N]
         if motion == "circle":
             phase = rng.uniform(0, 2 * np.pi, objects) + np.array([[0.0], [np.pi / 2]])
         else:

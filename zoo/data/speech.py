@@ -246,11 +246,12 @@ class LibriSpeech(_Folder):
                     yield Utterance(text, partial(read_sound, path), str(path))
 
     def write(self, folder: Path, split: str, spoken: Sequence[Spoken]) -> None:
-        """One chapter for each speaker."""
+        """One chapter for each speaker, in each subset."""
         tables: dict[Path, list[str]] = {}
-        for sentence in spoken:
+        subsets = self.subsets[split]
+        for number, sentence in enumerate(spoken):
             speaker, chapter = 1 + sentence.speaker, 100 + sentence.speaker
-            place = folder / self.subsets[split][0] / str(speaker) / str(chapter)
+            place = folder / subsets[number % len(subsets)] / str(speaker) / str(chapter)
             place.mkdir(parents=True, exist_ok=True)
             lines = tables.setdefault(place / f"{speaker}-{chapter}.trans.txt", [])
             name = f"{speaker}-{chapter}-{len(lines):04d}"

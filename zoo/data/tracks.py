@@ -31,14 +31,14 @@ class SmallScenes(SmallSample):
         pictures: write the pictures of so many test clips.
     """
 
-    train: int = 30
+    train: int = 40
     val: int = 3
     test: int = 6
     size: int = 640
-    frames: int = 100
-    objects: int = 8
+    frames: int = 60
+    objects: int = 6
     motions: list[str] = field(default_factory=lambda: list(MOTIONS))
-    pictures: int = 1
+    pictures: int = 3
 
 
 class Windows(Dataset):
@@ -48,10 +48,24 @@ class Windows(Dataset):
     A sample: ``condition`` [interval, 8], the boxes but the first, each with its change from the
     one before; ``cur_bbox`` [4], the box after them. All (centre x, centre y, width, height), over
     the size of the picture.
+
+    Args:
+        clips: with annotations.
+        interval: boxes of the condition.
+        jitter: standard deviation of noise on the boxes before, over their width and height.
+        seed: of the noise.
     """
 
-    def __init__(self, clips: Sequence[Clip], interval: int) -> None:
+    #: Samples until the noise repeats itself.
+    NOISES = 4099
+
+    def __init__(
+        self, clips: Sequence[Clip], interval: int, jitter: float = 0.0, seed: int = 0
+    ) -> None:
         self.interval = interval
+        shape = (self.NOISES, interval + 1, 4)
+        noise = np.random.default_rng(seed).normal(0, jitter, shape if jitter else (1, 1, 1))
+        self.noise = torch.from_numpy(noise).float()
         boxes, starts, count = [np.zeros((0, 4), np.float32)], [], 0
         for clip in clips:
             for track in clip.tracks().values():
@@ -66,17 +80,16 @@ class Windows(Dataset):
         return len(self.starts)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {name: t[0] for name, t in self.batch([index]).items()}
+        return {name: t[0] for name, t in self.__getitems__([SampleKey(0, index)]).items()}
 
     def __getitems__(self, keys: Sequence[SampleKey]) -> dict[str, torch.Tensor]:
         """A whole batch, which the data loader asks for at once."""
-        return self.batch([key.sample for key in keys])
-
-    def batch(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
-        """Several samples, stacked."""
-        rows = self.starts[list(indices)][:, None] + np.arange(self.interval + 2)
+        rows = self.starts[[key.sample for key in keys]][:, None] + np.arange(self.interval + 2)
         boxes = torch.from_numpy(self.boxes[rows])  # [B, interval + 2, 4]
+        # a sample's noise depends on sample and epoch alone
+        noise = self.noise[[(key.sample + 613 * key.epoch) % len(self.noise) for key in keys]]
         history = boxes[:, :-1]
+        history = history + noise * history[..., 2:].repeat(1, 1, 2)
         condition = torch.cat([history[:, 1:], history.diff(dim=1)], -1)
         return {"condition": condition, "cur_bbox": boxes[:, -1]}
 
@@ -101,6 +114,8 @@ class MOTChallenge(DataModule):
         detections: folder below ``root`` with DiffMOT's files, ``<split>/<clip>/*.txt``; null for
             ``det/det.txt``.
         interval: boxes of a training sample.
+        jitter: noise on the boxes of a training sample, as a share of their width and height: true
+            boxes move more smoothly than detected ones. The authors have none.
         kwargs: see :class:`DataModule`.
     """
 
@@ -114,12 +129,14 @@ class MOTChallenge(DataModule):
         clips: str = "*",
         detections: str | None = None,
         interval: int = 5,
+        jitter: float = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.root, self.sample = Path(root).expanduser(), sample
         self.folders = {"train": train, "val": val, "test": test}
-        self.clips, self.detections, self.interval = clips, detections, interval
+        self.clips, self.detections = clips, detections
+        self.interval, self.jitter = interval, jitter
         for motion in [] if sample is None else sample.motions:
             if motion not in MOTIONS:
                 raise ZooError(
@@ -140,7 +157,9 @@ class MOTChallenge(DataModule):
         folders = sorted(path for path in folder.glob(self.clips) if path.is_dir())
         if split == "test":
             return [self._clip(path) for path in folders]
-        return Windows([self._clip(path, detected=False) for path in folders], self.interval)
+        found = [self._clip(path, detected=False) for path in folders]
+        jitter = self.jitter if split == "train" else 0.0
+        return Windows(found, self.interval, jitter, self.seed)
 
     def _clip(self, folder: Path, detected: bool = True) -> Clip:
         if self.detections is None or not detected:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
-from zoo.plots.style import BLUE, new_figure, shorten
+from zoo.plots.style import BLUE, new_figure
 
 
 @dataclass
@@ -38,15 +38,16 @@ def spectrograms(recordings: Sequence[Heard], title: str) -> Figure:
             heard.features.T, origin="lower", aspect="auto", cmap="magma",
             extent=(0, length, 0, bands), interpolation="nearest",
         )  # fmt: skip
-        for word, start, end in heard.words:
-            axes.axvspan(start, end, ymin=0.995, color=BLUE, lw=0)
-            axes.axvline(start, color="white", lw=0.7, alpha=0.7)
-            axes.axvline(end, color="white", lw=0.7, alpha=0.7)
+        for number, (word, start, end) in enumerate(heard.words):
+            axes.axvspan(start, end, ymax=0.04, color=BLUE, lw=0)
+            for edge in (start, end):
+                axes.axvline(edge, color="white", lw=0.6, alpha=0.6)
             axes.text(
-                (start + end) / 2, bands * 0.93, word, color="white", fontsize=9, ha="center",
+                (start + end) / 2, bands * (0.95, 0.84)[number % 2], word, color="white",
+                fontsize=9, ha="center",
                 va="top", bbox={"facecolor": "black", "alpha": 0.55, "pad": 1.5, "lw": 0},
             )  # fmt: skip
-        axes.set_title(shorten(heard.title, 110), fontsize=9, loc="left")
+        axes.set_title(heard.title, fontsize=9, loc="left", wrap=True)
         axes.set(yticks=[], ylabel="Mel band")
     axes.set_xlabel("seconds")
     figure.suptitle(title, fontsize=11)

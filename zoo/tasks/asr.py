@@ -153,8 +153,8 @@ class SpeechRecognition(Task):
         self.ctc_wer.update(heard, batch["texts"])
         for i in range(min(len(texts), SHOWN - len(self._shown))):
             features = batch["features"][i, : batch["lengths"][i]]
-            right = "" if self._text(texts[i]) == batch["texts"][i] else f"   ({batch['texts'][i]})"
-            title = self._text(texts[i]) + right
+            title, truth = self._text(texts[i]), batch["texts"][i]
+            title += "" if title == truth else f"\n(true: {truth})"
             self._shown.append(self._heard(features, texts[i], ctc[i], title))
 
     def _evaluate(
@@ -233,7 +233,9 @@ class SpeechRecognition(Task):
         """Some recordings of the test with the words where CTC finds them."""
         if not self._shown:
             return {}
-        return {"spectrograms": spectrograms(self._shown, "Test recordings: recognised (true)")}
+        return {
+            "spectrograms": spectrograms(self._shown, "Test recordings and what was recognised")
+        }
 
     def _heard(self, features: Tensor, text: list[int], ctc: Tensor, title: str) -> Heard:
         spans = ctc_align(ctc.float().log_softmax(-1), text)

@@ -105,7 +105,9 @@ def _espeak(text: str, voice: str, speed: int, pitch: int) -> np.ndarray:
         except subprocess.CalledProcessError as error:
             raise ZooError(f"espeak-ng cannot speak as {voice}: {error.stderr.strip()}") from error
         samples, rate = soundfile.read(file.name, dtype="float32")
-    return change_rate(samples, rate, RATE)
+    # espeak-ng ends with a quarter of a second of silence
+    end = int(np.flatnonzero(np.abs(samples) > 0.003)[-1]) + rate // 20
+    return change_rate(samples[:end], rate, RATE)
 
 
 def _shipped() -> Iterator[Spoken]:
