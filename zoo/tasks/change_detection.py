@@ -126,7 +126,7 @@ class ChangeTask(DenseTask):
             self.trainer.datamodule.to_display(batch[date][index]) for date in ("pre", "post")
         )
         truth, mine = (t[index].cpu().numpy() for t in (self.truth(batch), predictions))
-        paper = np.full_like(after, 255)
+        paper = np.full_like(after, 230)
         verdict = np.where(mine > 0, RED, BLUE)
         verdict[truth == mine] = GREEN
         verdict[(truth == mine) & (truth == 0)] = 0
