@@ -5,6 +5,7 @@ import torch
 import zoo
 from tests.dense import check_learning, count
 from zoo.errors import ZooError
+from zoo.metrics.tracking import paired_iou
 from zoo.models.tracking.trackssm import TrackSSM
 
 SMALL = {"encoder": {"d_model": 32, "n_layer": 2}, "decoder": {"d_model": 32, "n_layer": 3}}
@@ -67,6 +68,20 @@ def test_loss_counts_overlap_where_wanted():
     distance.load_state_dict(both.state_dict())
     target = torch.rand(4, 4)
     assert both.loss(condition, target) > distance.loss(condition, target) + 1
+
+
+def test_a_few_steps_bring_boxes_closer():
+    torch.manual_seed(0)
+    model = TrackSSM(**SMALL)
+    boxes = torch.rand(16, 1, 4) * 0.3 + 0.3 + torch.arange(6)[:, None] * 0.01  # going down right
+    condition = torch.cat([boxes[:, :5], torch.full((16, 5, 4), 0.01)], -1)
+    before = paired_iou(model(condition)[-1], boxes[:, 5]).mean()
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    for _ in range(40):
+        optimizer.zero_grad()
+        model.loss(condition, boxes[:, 5]).backward()
+        optimizer.step()
+    assert paired_iou(model(condition)[-1], boxes[:, 5]).mean() > before + 0.2
 
 
 def test_boxes_may_leave_the_picture_without_sigmoid():
