@@ -21,10 +21,12 @@ from zoo.errors import ZooError
 
 
 @pytest.mark.parametrize(
-    "length, width, has_bias, silu, itype, channel_last, initial, final",
-    some(70, (1, 2, 8, 129, 151), (2, 3, 4), BOTH, BOTH, ITYPES, BOTH, BOTH, BOTH),
+    "dim, length, width, has_bias, silu, itype, channel_last, initial, final",
+    some(70, (40,), (1, 2, 8, 129, 151), (2, 3, 4), BOTH, BOTH, ITYPES, BOTH, BOTH, BOTH)
+    + some(3, (4096 + 32,), (129,), (2, 3, 4), BOTH, BOTH, ITYPES, BOTH, BOTH, BOTH),
 )
 def test_causal_conv1d(
+    dim: int,
     length: int,
     width: int,
     has_bias: bool,
@@ -34,7 +36,7 @@ def test_causal_conv1d(
     initial: bool,
     final: bool,
 ) -> None:
-    batch, dim = 2, 40
+    batch = 2
     x = torch.randn(batch, 64 + dim + 8, length, dtype=itype)[:, 64 : 64 + dim]
     if channel_last:
         x = x.mT.contiguous().mT
@@ -71,13 +73,36 @@ def test_final_states_are_written_where_asked() -> None:
         torch.testing.assert_close(place, x[..., -3:])
 
 
-def test_packed_sequences() -> None:
-    x, weight, bias = torch.randn(1, 8, 20), torch.randn(8, 4), torch.randn(8)
-    parts = [x[..., :7], x[..., 7:9], x[..., 9:]]
-    seq_idx = torch.cat([torch.full((1, p.shape[-1]), n) for n, p in enumerate(parts)], 1).int()
-    found = causal_conv1d_fn(x, weight, bias, seq_idx=seq_idx, activation="silu")
-    expected = torch.cat([causal_conv1d_ref(p, weight, bias, activation="silu") for p in parts], -1)
-    torch.testing.assert_close(found, expected)
+@pytest.mark.parametrize(
+    "lengths, padding, width, has_bias, silu, itype",
+    some(40, ((1,), (7, 2, 11), (1, 1, 300)), (0, 1, 6), (2, 3, 4), BOTH, BOTH, ITYPES),
+)
+def test_packed_sequences(
+    lengths: tuple[int, ...], padding: int, width: int, has_bias: bool, silu: bool,
+    itype: torch.dtype,
+) -> None:  # fmt: skip
+    """One row that holds several sequences and, at its end, nothing; each as if it were alone."""
+    dim, total = 40, sum(lengths)
+    x = torch.randn(1, total + padding, 64 + dim, dtype=itype)[..., 64:].mT  # channel last
+    weight, bias = torch.randn(dim, width), torch.randn(dim) if has_bias else None
+    ours, reference = ([leaf(t) for t in (x, weight, bias)] for _ in range(2))
+    activation = "silu" if silu else None
+    ids = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    seq_idx = F.pad(ids, (0, padding), value=-1)[None].int()
+    found = causal_conv1d_fn(*ours, seq_idx=seq_idx, activation=activation)
+    expected = torch.cat(
+        [
+            causal_conv1d_ref(part, *reference[1:], activation=activation)
+            for part in reference[0][..., :total].split(lengths, -1)
+        ],
+        -1,
+    )
+    rtol, atol = TOLERANCE[itype]
+    torch.testing.assert_close(found[..., :total], expected, rtol=rtol, atol=atol)
+    cotangent = torch.randn_like(found)
+    found.backward(cotangent)
+    expected.backward(cotangent[..., :total])
+    assert_same_gradients(ours, reference, itype)
 
 
 @pytest.mark.parametrize(

@@ -23,19 +23,26 @@ from zoo.ops.ssd import ssd_reference
 
 
 @pytest.mark.parametrize(
-    "heads, groups, has_z, softplus, pooled, itype",
-    some(30, (0, 4), (1, 2), BOTH, BOTH, BOTH, ITYPES),
-)
+    "heads, dim, n, groups, tied, has_z, softplus, pooled, itype, projections",
+    some(50, (0, 4), (4, 68), (5, 16, 32, 64), (1, 2, 4), BOTH, BOTH, BOTH, BOTH, ITYPES,
+         (None, torch.float32)),
+)  # fmt: skip
 def test_selective_state_update(
-    heads: int, groups: int, has_z: bool, softplus: bool, pooled: bool, itype: torch.dtype
-) -> None:
-    batch, dim, n = 3, 6, 5
+    heads: int, dim: int, n: int, groups: int, tied: bool, has_z: bool, softplus: bool,
+    pooled: bool, itype: torch.dtype, projections: torch.dtype | None,
+) -> None:  # fmt: skip
+    """``tied``: what the channels of a head share is expanded; ``projections``: of B and C."""
+    batch = 3
     inner = (heads, dim) if heads else (dim,)
     rows = 9 if pooled else batch
     state = torch.randn(rows, *inner, n, dtype=itype)
     x, dt, z = (torch.randn(batch, *inner, dtype=itype) for _ in range(3))
     A, D, bias = -torch.rand(*inner, n), torch.randn(inner), torch.rand(inner) - 4
-    B, C = torch.randn(2, batch, groups, n, dtype=itype)
+    if tied and heads:
+        A = A[:, :1, :1].expand(-1, dim, n)
+        D, bias = (t[:, :1].expand(-1, dim) for t in (D, bias))
+        dt = dt[:, :, :1].expand(-1, -1, dim)
+    B, C = torch.randn(2, batch, groups, n, dtype=projections or itype)
     rest = D, z if has_z else None, bias, softplus
     indices = torch.tensor([7, -1, 2]) if pooled else None
     before = state.clone()

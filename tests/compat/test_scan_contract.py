@@ -54,7 +54,9 @@ def scan_inputs(
     some(
         70, BOTH, BOTH, (1, 2), BOTH, BOTH, BOTH, BOTH, BOTH, (1, 17, 130), ITYPES,
         (torch.float32, torch.complex64),
-    ),
+    )
+    + [(True, True, g, True, True, True, True, True, n, torch.float32, torch.float32)
+       for g, n in ((1, 1134), (2, 2048))],
 )  # fmt: skip
 def test_selective_scan(
     variable_B: bool,
