@@ -67,8 +67,14 @@ class ADE20K(MapDataModule):
         super().__init__(root, **kwargs)
         self.crop, self.short_side, self.long_side = crop, short_side, long_side
         self.scale = scale
-        self._colours = v2.RandomPhotometricDistort(
-            brightness=(0.875, 1.125), contrast=(0.5, 1.5), saturation=(0.5, 1.5), p=0.5
+        jitters = [
+            {"brightness": (0.875, 1.125)},
+            {"contrast": (0.5, 1.5)},
+            {"saturation": (0.5, 1.5)},
+            {"hue": (-0.1, 0.1)},
+        ]
+        self._colours = v2.Compose(
+            [v2.RandomApply([v2.ColorJitter(**jitter)], 0.5) for jitter in jitters]
         )
 
     @cached_property
