@@ -1,0 +1,110 @@
+"""mmMamba: a decoder for images and text, from attention to Mamba-2 (2025, arXiv 2502.13145).
+
+The teacher, HoVLE, has no vision encoder: patches and text pass through one causal stack, whose
+first layers ("holistic embedding") stand before the language model proper. mmMamba is the same
+stack with Mamba-2 in the place of all attention layers, or of all but some.
+
+Outputs, gradients, seeding and the fused layout of the Mamba-2 layer, and outputs of the attention
+layer, agree with the authors' code (hustvl/mmMamba, commit 85143d0) on random weights. That code
+does not run as a whole without a GPU, and the published sizes were inferred from its parameter
+shares: :meth:`DecoderConfig.from_dict` reads those of a ``config.json``, should they differ.
+Its variant with pixel shuffle behind the holistic layers ("post") is not here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig
+
+from zoo.checkpoints import load_pretrained
+from zoo.errors import ZooError
+from zoo.models.language.base_lm import find_causal_lm, load_causal_lm
+from zoo.models.multimodal.attention_layers import Mamba2Attention
+from zoo.models.multimodal.decoder import MultimodalDecoder
+from zoo.models.multimodal.decoder_config import MODEL_TYPE, DecoderConfig
+from zoo.models.registry import register_model
+
+#: Layers of the hybrid that stay attention: every fourth of all 32.
+HYBRID = [0, 4, 8, 12, 16, 20, 24, 28]
+
+
+@torch.no_grad()
+def seed_student(student: MultimodalDecoder, teacher: nn.Module, inherit_qkv: bool = True) -> None:
+    """Give a student all that its teacher has: shared weights, attention layers, seeds of the rest.
+
+    Args:
+        student: keeps its own values of what is new in its Mamba-2 layers.
+        teacher: of the same sizes, a :class:`MultimodalDecoder` with attention alone, or a
+            Llama-like model of transformers.
+        inherit_qkv: Mamba-2 layers take over queries, keys and values, not only the output.
+
+    Raises:
+        ZooError: if the sizes differ.
+    """
+    config = replace(student.config, attention_layers=None)
+    with torch.device("meta"):
+        source = MultimodalDecoder(config)
+    state = source.remap_state_dict(teacher.state_dict())
+    own = source.state_dict()
+    wrong = [name for name in own if name not in state or state[name].shape != own[name].shape]
+    if wrong or len(state) != len(own):
+        raise ZooError(
+            f"{type(teacher).__name__} is not the teacher of this student: {len(wrong)} of "
+            f"{len(own)} tensors differ, first {wrong[:3]}: build the student with its sizes"
+        )
+    source.load_state_dict(state, assign=True)
+    mine = student.state_dict()
+    for name, value in mine.items():
+        if name in state:
+            value.copy_(state[name])
+    for layer, origin in zip(student.decoder_layers, source.decoder_layers, strict=True):
+        if isinstance(layer.attention, Mamba2Attention):
+            layer.attention.seed(origin.attention, inherit_qkv)  # type: ignore[arg-type]
+
+
+def load_decoder(source: str | Path) -> nn.Module:
+    """A decoder in eval mode: ours, HoVLE's and mmMamba's, or else any causal LM of transformers.
+
+    Args:
+        source: see :func:`zoo.models.language.base_lm.find_causal_lm`.
+    """
+    found = find_causal_lm(source)
+    config, _ = PretrainedConfig.get_config_dict(found)
+    if config.get("model_type") != MODEL_TYPE and "embedding_config" not in config:
+        return load_causal_lm(found)
+    with torch.device("meta"):
+        model = MultimodalDecoder(DecoderConfig.from_dict(config))
+    load_pretrained(model, found if Path(found).is_dir() else f"hf://{found}")
+    return model.eval()
+
+
+def build(settings: dict[str, Any], overrides: dict[str, Any]) -> MultimodalDecoder:
+    """A variant with some of its settings replaced.
+
+    Raises:
+        TypeError: if a setting is unknown.
+    """
+    return MultimodalDecoder(DecoderConfig(**(settings | overrides)))
+
+
+@register_model(source="hf://OpenGVLab/HoVLE")
+def mmmamba_teacher(**overrides: Any) -> MultimodalDecoder:
+    """HoVLE of 2.61 G parameters, the teacher: attention in all 32 layers."""
+    return build({}, overrides)
+
+
+@register_model(source="hf://hustvl/mmMamba-linear")
+def mmmamba_linear(**overrides: Any) -> MultimodalDecoder:
+    """mmMamba of 2.74 G parameters: Mamba-2 in all 32 layers."""
+    return build(dict(attention_layers=[]), overrides)
+
+
+@register_model(source="hf://hustvl/mmMamba_hybrid")
+def mmmamba_hybrid(**overrides: Any) -> MultimodalDecoder:
+    """mmMamba of 2.71 G parameters: attention in every fourth of 32 layers."""
+    return build(dict(attention_layers=HYBRID), overrides)

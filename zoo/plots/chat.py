@@ -1,0 +1,40 @@
+"""Pictures with questions and answers about them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from zoo.plots.style import GREEN, RED, new_figure
+
+#: Question, answer, and what it should have been (None: not known).
+Exchange = tuple[str, str, str | None]
+
+
+def conversations(rows: Sequence[tuple[np.ndarray, Sequence[Exchange]]], title: str) -> Figure:
+    """Pictures in columns, below each what was asked and answered; wrong answers in red.
+
+    Args:
+        rows: picture uint8 [H, W, 3] and the exchanges about it.
+        title: of the figure.
+    """
+    columns = min(4, len(rows))
+    lines = max(len(exchanges) for _, exchanges in rows)
+    height = -(-len(rows) // columns)
+    figure = new_figure(2.7 * columns, (2.3 + 0.28 * lines) * height + 0.5)
+    grid = figure.subplots(height, columns, squeeze=False).ravel()
+    for axes in grid:
+        axes.axis("off")
+    for axes, (picture, exchanges) in zip(grid, rows, strict=False):
+        axes.imshow(picture, interpolation="nearest")
+        for place, (question, answer, truth) in enumerate(exchanges):
+            right = truth is None or answer == truth
+            text = f"{question}  {answer}" + ("" if right else f"  (not {truth})")
+            axes.text(
+                0, -0.06 - 0.12 * place, text, transform=axes.transAxes, va="top", fontsize=8,
+                color="black" if truth is None else GREEN if right else RED,
+            )  # fmt: skip
+    figure.suptitle(title, fontsize=11)
+    return figure
