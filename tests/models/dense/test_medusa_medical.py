@@ -50,7 +50,7 @@ def test_one_look_reaches_every_stage(mode):
     assert [tuple(m.shape[1:]) for m in maps] == [(8, 18, 18), (8, 9, 9), (16, 5, 5), (16, 3, 3)]
     first = model.body.enc[0][0].weight
     for attention in maps:
-        assert 0 < attention.min() and attention.max() < 1
+        assert attention.min() > 0 and attention.max() < 1
         (gradient,) = torch.autograd.grad(attention.sum(), first, retain_graph=True)
         assert gradient.any()
 

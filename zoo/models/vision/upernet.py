@@ -21,6 +21,7 @@ from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNet
 from zoo.errors import ZooError
 from zoo.models.registry import register_model
 
+
 class UPerNet(nn.Module):
     """Backbone, pyramid pooling over its coarsest map, and a feature pyramid down to the finest.
 
