@@ -107,8 +107,7 @@ def test_target_and_head_learn_together(name: str, tmp_path, monkeypatch) -> Non
     if method == "spectr":
         heads = ["--draft", "made"]
     arguments = ["--target", "made/target", "--method", method, *heads, "--max-new-tokens", "8"]
-    exit_layer = ["--set", "exit_layer=1"] if method == "kangaroo" else []
-    assert generate_command([*arguments, *exit_layer, "1 9 10 11"]) == 0
+    assert generate_command([*arguments, "1 9 10 11"]) == 0
     if name == "medusa":
         frozen = TokenHeadTraining("made/target", "medusa", {"num_heads": 1}, **SETTINGS)
         assert all(key.startswith("head.") for key, _ in frozen.model.named_parameters())

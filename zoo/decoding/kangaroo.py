@@ -32,7 +32,8 @@ class Kangaroo(Method):
     Args:
         adapter: the trained adapter, or the folder or file it is in; None drafts from the shallow
             states as they are, through the target's own norm (the baseline without an adapter).
-        exit_layer: number of shallow layers.
+        exit_layer: number of shallow layers; by default what the adapter was trained for (2 where
+            it does not say).
         threshold: eta; the token whose probability is below it is the last of its round.
         steps: gamma, most drafted tokens of a round.
     """
@@ -43,12 +44,11 @@ class Kangaroo(Method):
     def __init__(
         self,
         adapter: KangarooAdapter | str | Path | None,
-        exit_layer: int = 2,
+        exit_layer: int | None = None,
         threshold: float = 0.6,
         steps: int = 6,
     ) -> None:
         self.adapter, self.exit_layer = adapter, exit_layer
-        self.hidden_layer = exit_layer
         self.rule = Confidence(threshold, steps)
         #: Tokens that went through the shallow layers after the prompt.
         self.shallow_tokens = 0
@@ -58,13 +58,16 @@ class Kangaroo(Method):
         if is_recurrent(model):
             raise ZooError("Kangaroo needs a transformer as its target")
         self._target = SplitDecoder(model)
-        if not 0 < self.exit_layer < len(self._target):
-            raise ZooError(
-                f"exit_layer is {self.exit_layer}, but the target has {len(self._target)} layers"
-            )
         if self.adapter is not None:
             self.adapter = head_for(
                 (KangarooAdapter,), KangarooAdapter.for_target, self.adapter, model
+            )
+        if self.exit_layer is None:
+            self.exit_layer = 2 if self.adapter is None else self.adapter.config.exit_layer
+        self.hidden_layer = self.exit_layer
+        if not 0 < self.exit_layer < len(self._target):
+            raise ZooError(
+                f"exit_layer is {self.exit_layer}, but the target has {len(self._target)} layers"
             )
 
     def start(self, run: Run, prompt: Scores | None) -> None:

@@ -126,11 +126,11 @@ class AdapterTraining(DraftTraining):
                 f"model.init_args.exit_layer is {self.exit_layer}, but the target has "
                 f"{target.config.num_hidden_layers} layers"
             )
-        return KangarooAdapter.for_target(target)
+        return KangarooAdapter.for_target(target, {"exit_layer": self.exit_layer})
 
     def method_options(self) -> dict[str, Any]:
-        """The adapter and where it stands."""
-        return {"adapter": self.eval_model["head"].eval(), "exit_layer": self.exit_layer}
+        """The adapter, which knows where it stands."""
+        return {"adapter": self.eval_model["head"].eval()}
 
     def losses(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Cross-entropy with the target's distribution; how much of it both share."""

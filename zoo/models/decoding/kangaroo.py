@@ -42,11 +42,13 @@ class KangarooAdapter(OneLayerModel):
     The output goes into the target's own ``lm_head``.
 
     Args:
+        exit_layer: number of shallow layers; kept in ``config``, the adapter itself is the same.
         settings: of the layer, the target's; see :data:`zoo.models.decoding.one_layer.SETTINGS`.
     """
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, exit_layer: int = 2, **settings: Any) -> None:
         super().__init__(**settings)
+        self.config.exit_layer = exit_layer
         self.layers = nn.ModuleList([_AttentionOnlyLayer(self.config)])
         self.norm = LlamaRMSNorm(self.config.hidden_size, eps=self.config.rms_norm_eps)
 
@@ -58,7 +60,8 @@ class KangarooAdapter(OneLayerModel):
         keys: Collection[str] = (),
     ) -> KangarooAdapter:
         """Build for a target; see :func:`zoo.decoding.heads.head_for`."""
-        return cls(**layer_settings(target.config, settings))
+        exit_layer = (settings or {}).get("exit_layer", 2)
+        return cls(exit_layer, **layer_settings(target.config, settings))
 
     def forward(
         self,
@@ -98,4 +101,4 @@ def kangaroo_vicuna_7b(**overrides: Any) -> KangarooAdapter:
 @register_model()
 def kangaroo_vicuna_13b(**overrides: Any) -> KangarooAdapter:
     """Adapter after layer 3 of Vicuna-13B v1.3."""
-    return _vicuna(overrides, hidden_size=5120, num_attention_heads=40)
+    return _vicuna(overrides, exit_layer=3, hidden_size=5120, num_attention_heads=40)
