@@ -242,11 +242,13 @@ COLOURS = {
     "purple": (140, 70, 170),
     "white": (240, 240, 240),
 }
-GRID, QUESTIONS = 4, 3
+GRID, QUESTIONS, CONVERSATIONS = 4, 3, 5
 
 
 def make_colour_grids(folder: Path, sample: SmallSample) -> None:
-    """Grids of 4 x 4 coloured cells, and three questions about the colour of a cell in each.
+    """Grids of 4 x 4 coloured cells, and conversations of three questions about a cell's colour.
+
+    There are five conversations about each training picture, one about the others.
 
     Writes ``images``, JSON lines, ``meta.json``, ``val.json``, ``test.json`` and a ``tokenizer`` of
     whole words.
@@ -264,18 +266,21 @@ def make_colour_grids(folder: Path, sample: SmallSample) -> None:
             file = f"{split}_{number:05d}.png"
             picture = colours.repeat(side, axis=0).repeat(side, axis=1)
             Image.fromarray(picture).save(folder / "images" / file)
-            turns = []
-            for cell in random.choice(GRID**2, QUESTIONS, replace=False):
-                row, column = divmod(int(cell), GRID)
-                turns += [
-                    {"from": "human", "value": f"row {row + 1} column {column + 1} ?"},
-                    {"from": "gpt", "value": names[cells[row, column]]},
-                ]
-            turns[0]["value"] = f"{PLACE}\n{turns[0]['value']}"
-            line = {"id": number, "image": file, "conversations": turns}
-            lines.append(json.dumps(line))
+            order = random.permutation(GRID**2).tolist()
+            for part in range(CONVERSATIONS if split == "train" else 1):
+                turns = []
+                for cell in order[part * QUESTIONS : (part + 1) * QUESTIONS]:
+                    row, column = divmod(cell, GRID)
+                    turns += [
+                        {"from": "human", "value": f"row {row + 1} column {column + 1} ?"},
+                        {"from": "gpt", "value": names[cells[row, column]]},
+                    ]
+                turns[0]["value"] = f"{PLACE}\n{turns[0]['value']}"
+                line = {"id": len(lines), "image": file, "conversations": turns}
+                lines.append(json.dumps(line))
         (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
-        meta = {"root": "images", "annotation": f"{split}.jsonl", "repeat_time": 1, "length": count}
+        meta = {"root": "images", "annotation": f"{split}.jsonl", "repeat_time": 1}
+        meta["length"] = len(lines)
         name = "meta" if split == "train" else split
         (folder / f"{name}.json").write_text(json.dumps({"colour_grids": meta}, indent=2))
     _word_tokenizer().save_pretrained(folder / "tokenizer")

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
-from transformers import PretrainedConfig
 
 import zoo
 from zoo.data import DataModule
@@ -23,7 +22,7 @@ from zoo.models.language.base_lm import export_causal_lm, find_causal_lm
 from zoo.models.multimodal.attention_layers import Mamba2Attention
 from zoo.models.multimodal.decoder import MultimodalDecoder
 from zoo.models.multimodal.decoder_config import DecoderConfig
-from zoo.models.multimodal.mmmamba import load_decoder, seed_student
+from zoo.models.multimodal.mmmamba import load_decoder, read_config, seed_student
 from zoo.plots.chat import Exchange, conversations
 from zoo.plots.distillation import error_by_layer
 from zoo.tasks.base import Task
@@ -107,9 +106,10 @@ class Distillation(Task):
     def configure_models(self) -> None:
         """Build the student; its weights come when training begins."""
         if self.model_name is None:
-            config, _ = PretrainedConfig.get_config_dict(find_causal_lm(self.teacher_source))
-            settings = {"attention_layers": [], **self.model_args}
-            self.model = MultimodalDecoder(replace(DecoderConfig.from_dict(config), **settings))
+            config = DecoderConfig.from_dict(read_config(self.teacher_source))
+            self.model = MultimodalDecoder(
+                replace(config, **{"attention_layers": [], **self.model_args})
+            )
         else:
             self.model = zoo.create_model(self.model_name, **self.model_args)
         patterns = self.trainable or TRAINABLE[self.stage]

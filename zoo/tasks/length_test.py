@@ -96,14 +96,14 @@ class LengthTest:
 
 def full_size_bounds(lengths: Sequence[int]) -> dict[str, list[float]]:
     """How much faster mmMamba can decode than HoVLE where memory is the limit."""
-    teacher = DecoderConfig()
+    teacher = decode_bytes(DecoderConfig(), lengths)
     variants = {
-        "linear": DecoderConfig(attention_layers=[]),
-        "hybrid": DecoderConfig(attention_layers=HYBRID),
+        "linear": decode_bytes(DecoderConfig(attention_layers=[]), lengths),
+        "hybrid": decode_bytes(DecoderConfig(attention_layers=HYBRID), lengths),
     }
     return {
-        name: [decode_bytes(teacher, n)[1] / decode_bytes(config, n)[1] for n in lengths]
-        for name, config in variants.items()
+        name: [a[1] / b[1] for a, b in zip(teacher, costs, strict=True)]
+        for name, costs in variants.items()
     }
 
 

@@ -248,10 +248,10 @@ def test_images_of_other_sizes_and_wrong_numbers_of_tokens():
 
 
 def test_bytes_by_count():
-    memory, traffic = decode_bytes(DecoderConfig(), 103_000)
+    ((memory, traffic),) = decode_bytes(DecoderConfig(), [103_000])
     keys_and_values = 2 * 32 * 8 * 128 * 103_000 * 2
     assert memory == 2 * COUNTS["mmmamba_teacher"] + keys_and_values
-    linear, _ = decode_bytes(DecoderConfig(attention_layers=[]), 103_000)
-    assert linear == decode_bytes(DecoderConfig(attention_layers=[]), 10)[0]
-    assert linear == 2 * COUNTS["mmmamba_linear"] + 32 * (4 * 16 * 128 * 128 + 2 * 2 * 4096)
-    assert memory - linear > 0.7 * memory and traffic < memory
+    short, long = decode_bytes(DecoderConfig(attention_layers=[]), [10, 103_000])
+    assert short == long
+    assert long[0] == 2 * COUNTS["mmmamba_linear"] + 32 * (4 * 16 * 128 * 128 + 2 * 2 * 4096)
+    assert memory - long[0] > 0.7 * memory and traffic < memory

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 
+from zoo.layers.cache import RecurrentState
 from zoo.models.multimodal.decoder import MultimodalDecoder
 from zoo.models.multimodal.decoder_config import DecoderConfig
 
 
-def decode_bytes(config: DecoderConfig, length: int, bytes_per_value: int = 2) -> tuple[int, int]:
-    """Memory in use, and bytes that pass through it for one token of one sequence.
+def decode_bytes(
+    config: DecoderConfig, lengths: Sequence[int], bytes_per_value: int = 2
+) -> list[tuple[int, int]]:
+    """Memory in use, and bytes that pass through it for one token of one sequence, at each length.
 
     Weights count once, but of the embedding tables one row; keys and values are read, and a
     recurrent state is read and written. Where decoding is bound by memory, as it is for one
@@ -19,7 +23,7 @@ def decode_bytes(config: DecoderConfig, length: int, bytes_per_value: int = 2) -
 
     Args:
         config: of the model.
-        length: tokens that it has read.
+        lengths: tokens that it has read.
         bytes_per_value: of weights, keys and values; scan states have four.
     """
     with torch.device("meta"):
@@ -29,13 +33,12 @@ def decode_bytes(config: DecoderConfig, length: int, bytes_per_value: int = 2) -
     tables = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Embedding))
     P = config.head_dim or config.hidden_size // config.num_heads
     attention = sum(not state.constant_size for state in states)
-    kept = 2 * attention * config.num_kv_heads * P * length * bytes_per_value
+    per_token = 2 * attention * config.num_kv_heads * P * bytes_per_value
     recurrent = sum(
-        tensor.numel() * (4 if tensor.dim() == 4 else bytes_per_value)
+        state.conv.numel() * bytes_per_value + state.ssm.numel() * 4
         for state in states
-        if state.constant_size
-        for tensor in state.tensors()
+        if isinstance(state, RecurrentState)
     )
-    memory = weights * bytes_per_value + kept + recurrent
-    traffic = (weights - tables) * bytes_per_value + kept + 2 * recurrent
-    return memory, traffic
+    memory = weights * bytes_per_value + recurrent
+    traffic = (weights - tables) * bytes_per_value + 2 * recurrent
+    return [(memory + per_token * length, traffic + per_token * length) for length in lengths]

@@ -67,14 +67,29 @@ def seed_student(student: MultimodalDecoder, teacher: nn.Module, inherit_qkv: bo
             layer.attention.seed(origin.attention, inherit_qkv)  # type: ignore[arg-type]
 
 
+def read_config(source: str | Path) -> dict[str, Any]:
+    """The ``config.json`` of a causal LM; see :func:`load_decoder`.
+
+    Raises:
+        ZooError: if there is none.
+    """
+    found = find_causal_lm(source)
+    try:
+        return PretrainedConfig.get_config_dict(found)[0]
+    except OSError as error:
+        raise ZooError(
+            f"there is no decoder '{source}': expected the name of one that a recipe has exported "
+            "(train that first), a folder with config.json, or owner/name on the hub"
+        ) from error
+
+
 def load_decoder(source: str | Path) -> nn.Module:
     """A decoder in eval mode: ours, HoVLE's and mmMamba's, or else any causal LM of transformers.
 
     Args:
         source: see :func:`zoo.models.language.base_lm.find_causal_lm`.
     """
-    found = find_causal_lm(source)
-    config, _ = PretrainedConfig.get_config_dict(found)
+    found, config = find_causal_lm(source), read_config(source)
     if config.get("model_type") != MODEL_TYPE and "embedding_config" not in config:
         return load_causal_lm(found)
     with torch.device("meta"):
