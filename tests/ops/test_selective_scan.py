@@ -161,8 +161,9 @@ def test_a_million_random_steps():
     problem.tensors["A"] = -torch.tensor([[1e-4, 1.0], [0.01, 30.0]]).bfloat16().double()
     wrong = compare(selective_scan, selective_scan, problem, scan_sequences(), torch.float32,
                     delta_softplus=True, return_last_state=True)  # fmt: skip
-    # the terms of this sum nearly cancel
+    # the terms of these sums nearly cancel; how they are grouped depends on the threads
     assert wrong.pop("gradient of delta_bias", 0) < 5e-5
+    assert wrong.pop("gradient of A", 0) < 2e-5
     assert not wrong
 
 
