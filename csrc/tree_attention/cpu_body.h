@@ -11,7 +11,9 @@ namespace {
 
 constexpr int kRows = 64;    // query rows of a task
 constexpr int kKeys = 128;   // keys of a block
-constexpr double kNothing = -1e30;  // below every score
+constexpr double kLog2E = 1.4426950408889634;  // in scores, so that exp2 makes weights of them
+constexpr double kNothing = -1e30;              // below every score
+constexpr double kHidden = -2e30;               // weight 0 even where there is nothing else
 
 // One sequence and key-value head.
 template <class V, class T>
@@ -50,7 +52,7 @@ struct Rows {
   }
 
   void run() {
-    const V scale = V::set(static_cast<S>(call.scale));
+    const V scale = V::set(static_cast<S>(call.scale * kLog2E));
     for (int r = 0; r < count; r++) {
       const T* const from = query(first + r);
       for (int64_t d = 0; d < padded_dim; d += W) {
@@ -150,7 +152,7 @@ struct Rows {
   // Scores of row r to weights; what the sums so far are multiplied with goes to factor[r].
   void weigh(int r, int64_t slot, int n, int64_t node) {
     S* const row = scores + static_cast<int64_t>(r) * kKeys;
-    const S hidden = static_cast<S>(-__builtin_inf());
+    const S hidden = static_cast<S>(kHidden);
     const int end = (n + W - 1) / W * W;
     for (int j = n; j < end; j++) row[j] = hidden;
     if (node >= 0) {
@@ -169,11 +171,11 @@ struct Rows {
     const V shift = V::set(now);
     V sum = V::set(0);
     for (int j = 0; j < end; j += W) {
-      const V weight = exp(load(row + j) - shift);
+      const V weight = exp2(load(row + j) - shift);
       store(row + j, weight);
       sum += weight;
     }
-    store(lanes, exp(V::set(highest[r]) - shift));
+    store(lanes, exp2(V::set(highest[r]) - shift));
     factor[r] = lanes[0];
     store(lanes, sum);
     S added = 0;

@@ -158,7 +158,7 @@ def test_a_million_steps_do_not_drift():
 def test_a_million_random_steps():
     torch.manual_seed(0)
     problem = scan_problem(1, 2, 1_000_000, 2, absent="z reset")
-    problem.tensors["A"] = -torch.tensor([[1e-4, 1.0], [0.01, 30.0]]).bfloat16().double()
+    problem.tensors["A"] = -torch.tensor([[1e-3, 1.0], [0.01, 30.0]]).bfloat16().double()
     wrong = compare(selective_scan, selective_scan, problem, scan_sequences(), torch.float32,
                     delta_softplus=True, return_last_state=True)  # fmt: skip
     # the terms of these sums nearly cancel; how they are grouped depends on the threads
