@@ -135,7 +135,7 @@ def test_spec_augment_hides_bands_and_stretches():
 def test_tokens():
     tokens = Tokens.characters()
     assert len(tokens) == 32 and tokens.decode(tokens.encode("it's me")) == "it's me"
-    pieces = Tokens.unigram((s.text for s in spoken_sentences(100, "shipped")), 60)
+    pieces = Tokens.pieces((s.text for s in spoken_sentences(100, "shipped")), 60)
     again = Tokens.from_json(pieces.to_json())
     ids = pieces.encode("move the red ball")
     assert again.encode("move the red ball") == ids and again.decode(ids) == "move the red ball"

@@ -105,7 +105,7 @@ class SpeechDataModule(DataModule):
                 self._tokens = Tokens.characters(*filter(None, [self.alphabet]))
             else:
                 texts = (utterance.text for utterance in self.source("train"))
-                self._tokens = Tokens.unigram(texts, self.vocabulary)
+                self._tokens = Tokens.pieces(texts, self.vocabulary)
         return self._tokens
 
     @tokens.setter

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from zoo.errors import ZooError
 
@@ -41,17 +41,13 @@ class Tokens:
         return cls(tokenizer)
 
     @classmethod
-    def unigram(cls, texts: Iterable[str], vocab_size: int) -> Tokens:
-        """Pieces of words by a unigram language model (Kudo 2018), learned from texts."""
-        tokenizer = Tokenizer(models.Unigram())
-        tokenizer.normalizer = normalizers.Strip()
+    def pieces(cls, texts: Iterable[str], vocab_size: int) -> Tokens:
+        """Pieces of words by byte-pair encoding (Sennrich et al. 2016), learned from texts."""
+        tokenizer = Tokenizer(models.BPE(unk_token=SPECIAL[UNKNOWN]))
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
         tokenizer.decoder = decoders.Metaspace()
-        trainer = trainers.UnigramTrainer(
-            vocab_size=vocab_size,
-            special_tokens=list(SPECIAL),
-            unk_token=SPECIAL[UNKNOWN],
-            show_progress=False,
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size, special_tokens=list(SPECIAL), show_progress=False
         )
         tokenizer.train_from_iterator(texts, trainer)
         return cls(tokenizer)

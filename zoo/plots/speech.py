@@ -48,7 +48,7 @@ def spectrograms(recordings: Sequence[Heard], title: str) -> Figure:
                 va="top", bbox={"facecolor": "black", "alpha": 0.55, "pad": 1.5, "lw": 0},
             )  # fmt: skip
         axes.set_title(heard.title, fontsize=9, loc="left", wrap=True)
-        axes.set(yticks=[], ylabel="Mel band")
+        axes.set(yticks=[], ylabel="Mel band", xlim=(0, length))
     axes.set_xlabel("seconds")
     figure.suptitle(title, fontsize=11)
     return figure
