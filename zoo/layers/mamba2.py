@@ -12,8 +12,7 @@ from zoo.layers.norms import RMSNormGated
 from zoo.layers.precision import at_least_fp32
 from zoo.layers.short_conv import make_short_conv, short_conv
 from zoo.layers.ssm_init import dt_bias
-from zoo.ops import selective_state_update
-from zoo.ops.ssd import ssd
+from zoo.ops import selective_state_update, ssd
 
 ANY_STEP = (0.0, float("inf"))
 

@@ -13,8 +13,7 @@ from zoo.layers.mamba import Mamba
 from zoo.layers.precision import at_least_fp32
 from zoo.layers.short_conv import short_conv
 from zoo.models.language.mamba import MambaLM
-from zoo.ops import selective_scan
-from zoo.ops.ssd import ssd, ssd_reference
+from zoo.ops import selective_scan, ssd, ssd_reference
 from zoo.proofs.base import Measurement
 from zoo.proofs.fit import fit
 

@@ -15,8 +15,7 @@ from zoo.layers.causal_attention import attend, next_positions, rotary
 from zoo.layers.precision import at_least_fp32
 from zoo.layers.short_conv import make_short_conv, short_conv
 from zoo.layers.ssm_init import dt_bias
-from zoo.ops import selective_state_update
-from zoo.ops.ssd import ssd
+from zoo.ops import selective_state_update, ssd
 
 CHUNK_SIZE, CONV_WIDTH, NORM_EPS = 128, 2, 1e-5
 
