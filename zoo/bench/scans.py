@@ -33,8 +33,8 @@ def _pscan() -> Callable[[Inputs], Any]:
         delta = F.softplus(delta + inputs["delta_bias"])
         decay = torch.exp(delta[..., None] * inputs["A"])  # [B, L, D, N]
         states = pscan(decay, (delta * u)[..., None] * B[:, :, None])
-        y = (states @ C[..., None]).squeeze(3) + inputs["D"] * u
-        return (y * F.silu(z)).transpose(1, 2)
+        y = (states @ C[..., None].to(states.dtype)).squeeze(3) + inputs["D"] * u
+        return (y.to(u.dtype) * F.silu(z)).transpose(1, 2)
 
     return run
 
