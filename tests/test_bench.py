@@ -141,7 +141,7 @@ class Doubling(Case):
 
 
 def test_row_of_a_known_op():
-    bounds = Bounds({1 << 20: 1e-4, 1 << 24: 1e-2}, matmul_flops=1e9, exponentials=1e9)
+    bounds = Bounds({1 << 20: 1e-4, 1 << 24: 1e-2}, matmul_flops=1e9, exponentials=1e9, exponential=5)
     row = measure_row(Doubling(), SETTING, bounds)
     assert set(row.ratios) == {"twice"}
     assert row.bound_by == "memory"
@@ -161,7 +161,7 @@ def test_a_wrong_op_is_not_timed(monkeypatch):
     with pytest.raises(
         ZooError, match=r"doubling .* deviates by 1.0e-03 from float64, at most 1e-05"
     ):
-        measure_row(Doubling(length=8), SETTING, Bounds({8: 1.0}, 1.0, 1.0))
+        measure_row(Doubling(length=8), SETTING, Bounds({8: 1.0}, 1.0, 1.0, 5))
 
 
 def test_growth_of_a_linear_op(monkeypatch):
@@ -206,7 +206,7 @@ def test_backward_is_timed_with_the_forward():
 
 
 def test_bound_is_the_larger_of_both():
-    bounds = Bounds({100: 1.0, 1000: 5.0}, matmul_flops=10.0, exponentials=1.0)
+    bounds = Bounds({100: 1.0, 1000: 5.0}, matmul_flops=10.0, exponentials=1.0, exponential=5)
     assert bounds.copy_seconds(50) == 0.5
     assert bounds.copy_seconds(500) == 2.5
     assert bounds.copy_seconds(2000) == 10.0

@@ -11,8 +11,9 @@ import torch
 from zoo.bench.case import Work
 from zoo.bench.measure import median_seconds
 
-#: Multiply-adds that an exponential costs in the kernels: rounding, a polynomial, scaling.
-EXPONENTIAL = 8
+#: Multiply-adds in whose time an exponential can be had: a CPU's polynomial (rounding and scaling
+#: run beside it), a GPU's special function unit, of which there is one for eight lanes.
+EXPONENTIAL = {"cpu": 5, "cuda": 8}
 
 _COPY_BYTES = tuple(2**n for n in range(18, 30))  # read and written together
 
@@ -28,11 +29,13 @@ class Bounds:
             other arithmetic can run.
         exponentials: of float32 numbers in the cache, a second, by PyTorch's own exp. It is shown
             beside the others; the bound counts what an exponential cannot do without.
+        exponential: multiply-adds in whose time one can be had, see :data:`EXPONENTIAL`.
     """
 
     copy: dict[int, float]
     matmul_flops: float
     exponentials: float
+    exponential: int
 
     def copy_seconds(self, size: float) -> float:
         """Time to read and write so many bytes, at the rate measured for the next larger size."""
@@ -43,7 +46,7 @@ class Bounds:
     def seconds(self, work: Work) -> tuple[float, str]:
         """The least time for this work, and what sets it: "memory" or "arithmetic"."""
         memory = self.copy_seconds(work.bytes)
-        multiply_adds = EXPONENTIAL * work.exponentials + work.multiply_adds
+        multiply_adds = self.exponential * work.exponentials + work.multiply_adds
         arithmetic = (2 * multiply_adds + work.matmul_flops) / self.matmul_flops
         return (memory, "memory") if memory >= arithmetic else (arithmetic, "arithmetic")
 
@@ -67,4 +70,5 @@ def measure_bounds(device: str, threads: int, seconds: float) -> Bounds:
         copy=copy,
         matmul_flops=2 * n**3 / time(lambda: torch.mm(a, b, out=out)),
         exponentials=few.numel() / time(lambda: torch.exp(few, out=result)),
+        exponential=EXPONENTIAL[device],
     )

@@ -38,11 +38,13 @@ class Peer:
             installed.
         devices: on which it runs.
         threads: if it is to run on a number of threads of its own.
+        backward: False where its backward pass would take minutes.
     """
 
     load: Callable[[], Callable[[Inputs], Any]]
     devices: tuple[str, ...] = ("cpu", "cuda")
     threads: int | None = None
+    backward: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from zoo.bench.bounds import EXPONENTIAL, Bounds
+from zoo.bench.bounds import Bounds
 from zoo.bench.models import ModelRow
 from zoo.bench.rows import Growth, Row, Setting
 from zoo.ops import _library
@@ -35,7 +35,6 @@ def environment(setting: Setting, load: float) -> dict[str, Any]:
         "cuda": torch.version.cuda if cuda else None,
         "versions": {name: v for name in _PACKAGES if (v := _version(name)) is not None},
         "seconds_per_measurement": setting.seconds,
-        "multiply_adds_of_an_exponential": EXPONENTIAL,
     }
 
 

@@ -79,7 +79,7 @@ def measure_row(case: Case, setting: Setting, bounds: Bounds) -> Row:
     inputs = case.inputs(torch.empty(0, dtype=dtype, device=setting.device))
     calls = {"": (caller(case, case.run, inputs), setting.threads)}
     for name, peer in case.peers.items() if case.compare else ():
-        if setting.device not in peer.devices:
+        if setting.device not in peer.devices or (case.backward and not peer.backward):
             continue
         try:
             function = peer.load()

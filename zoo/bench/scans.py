@@ -20,23 +20,60 @@ from zoo.ops import (
 
 
 def _reference() -> Callable[[Inputs], Any]:
-    """mamba_ssm's reference is the same loop over the steps."""
     return lambda inputs: selective_scan_reference(**inputs, delta_softplus=True)
+
+
+def _materialised() -> Callable[[Inputs], Any]:
+    """The reference of mamba_ssm cannot be imported without its kernels: the same computation.
+
+    Decays and inputs of all steps first, ``[B, D, L, N]`` each; then a loop that reads them. Its
+    backward pass makes a gradient of that size for each step.
+    """
+
+    def run(inputs: Inputs) -> Tensor:
+        u, z, D = (inputs[name].float() for name in ("u", "z", "D"))
+        B, C = (_of_channels(inputs[name].float(), u.shape[1]) for name in ("B", "C"))
+        delta = F.softplus(inputs["delta"].float() + inputs["delta_bias"][:, None])
+        decay = torch.einsum("bdl,dn->bdln", delta, inputs["A"]).exp()
+        inflow = torch.einsum("bdl,bdnl->bdln", delta * u, B.expand(-1, u.shape[1], -1, -1))
+        state, outputs = torch.zeros_like(decay[:, :, 0]), []
+        for t in range(u.shape[2]):
+            state = decay[:, :, t] * state + inflow[:, :, t]
+            outputs.append((state[:, :, None] @ C[..., t, None]).flatten(1))
+        y = torch.stack(outputs, dim=2) + u * D[:, None]
+        return (y * F.silu(z)).to(inputs["u"].dtype)
+
+    return run
 
 
 def _pscan() -> Callable[[Inputs], Any]:
     from mambapy.pscan import pscan
 
     def run(inputs: Inputs) -> Tensor:
-        """mambapy's Mamba.selective_scan with softplus, bias and gate, in its layout [B, L, D]."""
-        u, delta, z, B, C = (inputs[n].transpose(1, 2) for n in ("u", "delta", "z", "B", "C"))
+        """mambapy's Mamba.selective_scan with softplus, bias, gate and groups, in [B, L, D]."""
+        u, delta, z = (inputs[n].transpose(1, 2) for n in ("u", "delta", "z"))
+        B, C = (_grouped(inputs[n]).permute(0, 3, 1, 2) for n in ("B", "C"))  # [B, L, groups, N]
         delta = F.softplus(delta + inputs["delta_bias"])
         decay = torch.exp(delta[..., None] * inputs["A"])  # [B, L, D, N]
-        states = pscan(decay, (delta * u)[..., None] * B[:, :, None])
-        y = (states @ C[..., None].to(states.dtype)).squeeze(3) + inputs["D"] * u
+        of_groups = (delta * u).unflatten(2, (B.shape[2], -1))
+        states = pscan(decay, (of_groups[..., None] * B[..., None, :]).flatten(2, 3))
+        of_groups = states.unflatten(2, (B.shape[2], -1)) @ C[..., None].to(states.dtype)
+        y = of_groups.flatten(2) + inputs["D"] * u
         return (y.to(u.dtype) * F.silu(z)).transpose(1, 2)
 
     return run
+
+
+def _grouped(projection: Tensor) -> Tensor:
+    """``[B, N, L]`` as ``[B, 1, N, L]``."""
+    return projection if projection.dim() == 4 else projection[:, None]
+
+
+def _of_channels(projection: Tensor, dim: int) -> Tensor:
+    """``[B, 1, N, L]``, or ``[B, dim, N, L]`` with groups."""
+    of_groups = _grouped(projection)
+    groups = of_groups.shape[1]
+    return of_groups if groups == 1 else of_groups.repeat_interleave(dim // groups, dim=1)
 
 
 def _mamba_ssm() -> Callable[[Inputs], Any]:
@@ -59,6 +96,7 @@ class SelectiveScan(Case):
     op: ClassVar[str] = "selective_scan"
     peers: ClassVar[dict[str, Peer]] = {
         "PyTorch reference": Peer(_reference),
+        "mamba_ssm reference": Peer(_materialised, backward=False),
         "mambapy pscan": Peer(_pscan),
         "mamba_ssm": Peer(_mamba_ssm, devices=("cuda",)),
     }
