@@ -139,7 +139,9 @@ class DenseTask(Task):
         if self.eval_loss.update_count:
             self.log(f"{split}/loss", self.eval_loss.compute())
             self.eval_loss.reset()
-        self.log_dict(scores.compute(), prog_bar=True)
+        best_by = self.monitor.partition("/")[2]  # the others are in the table of results
+        for name, value in scores.compute().items():
+            self.log(name, value, prog_bar=name == f"{split}/{best_by}")
         scores.reset()
 
     # pictures

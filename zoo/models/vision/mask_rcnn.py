@@ -1,0 +1,168 @@
+"""Mask R-CNN: objects, their boxes and outlines, over any backbone (He et al., ICCV 2017, arXiv
+1703.06870), as VMamba is evaluated on COCO.
+
+Pyramid, proposals and heads are torchvision's, in the sizes of MMDetection's configuration: five
+levels of 256 channels, a box head of two layers of 1,024, a mask head of four convolutions. Without
+masks it is Faster R-CNN. torchvision samples the regions and rounds the anchors in other ways than
+MMDetection, whose checkpoints are therefore not mapped; a backbone starts from its classifier's.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection import MaskRCNN as TorchvisionMaskRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+from zoo.errors import ZooError
+from zoo.models.registry import register_model
+from zoo.models.vision.upernet import FeatureMaps
+
+#: Cells of a region of interest, per side, in the box head.
+_REGION = 7
+
+
+class MaskRCNN(nn.Module):
+    """Backbone, feature pyramid, proposals, box head and mask head.
+
+    ``forward``: a list of pictures [3, H, W] in 0..1, of any sizes -> a list of dictionaries:
+    ``boxes`` [N, 4] (left, top, right, bottom in pixels), ``labels`` [N] from 0, ``scores`` [N],
+    best first, and ``masks`` [N, H, W] in 0..1. With a list of targets (``boxes``, ``labels``,
+    ``masks`` [N, H, W] of 0 and 1) while training: a dictionary of losses.
+
+    Args:
+        backbone: name of a vision backbone, of this zoo or of timm.
+        backbone_args: its arguments; ``out_indices`` chooses the maps.
+        num_classes: of objects, without background.
+        masks: outlines too; else boxes alone.
+        channels: of the pyramid.
+        head_channels: of the box head's layers; the mask head has a quarter.
+        anchor_side: of the smallest anchors, in pixels of the scaled picture; each level doubles.
+        short_side, long_side: pictures are scaled to the first, but not beyond the second.
+        detections: at most so many objects in a picture.
+        out_norms: a LayerNorm on each map of the backbone, as the Mamba backbones' authors have it.
+    """
+
+    def __init__(
+        self,
+        backbone: str = "vmamba_tiny",
+        backbone_args: dict[str, Any] | None = None,
+        num_classes: int = 80,
+        masks: bool = True,
+        channels: int = 256,
+        head_channels: int = 1024,
+        anchor_side: int = 32,
+        short_side: int = 800,
+        long_side: int = 1333,
+        detections: int = 100,
+        out_norms: bool = True,
+    ) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise ZooError(f"num_classes is {num_classes}, expected 1 or more kinds of objects")
+        self.num_classes, self.masks = num_classes, masks
+        pyramid = Pyramid(backbone, backbone_args or {}, channels, out_norms)
+        shared: dict[str, Any] = {
+            "min_size": short_side,
+            "max_size": long_side,
+            "image_mean": list(IMAGENET_DEFAULT_MEAN),
+            "image_std": list(IMAGENET_DEFAULT_STD),
+            "rpn_anchor_generator": AnchorGenerator(
+                tuple((anchor_side * 2**i,) for i in range(pyramid.levels)),
+                ((0.5, 1.0, 2.0),) * pyramid.levels,
+            ),
+            "box_head": TwoMLPHead(channels * _REGION**2, head_channels),
+            "box_predictor": FastRCNNPredictor(head_channels, num_classes + 1),
+            "box_detections_per_img": detections,
+        }
+        if masks:
+            width = head_channels // 4
+            shared["mask_head"] = MaskRCNNHeads(channels, (width,) * 4, 1)
+            shared["mask_predictor"] = MaskRCNNPredictor(width, width, num_classes + 1)
+        self.detector = (TorchvisionMaskRCNN if masks else FasterRCNN)(pyramid, **shared)
+
+    def forward(
+        self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        """Pictures -> objects, or losses."""
+        if targets is not None:  # its class 0 is background
+            targets = [target | {"labels": target["labels"] + 1} for target in targets]
+        output = self.detector(images, targets)
+        if isinstance(output, dict):
+            return output
+        return [self._found(objects) for objects in output]
+
+    def _found(self, objects: dict[str, Tensor]) -> dict[str, Tensor]:
+        found = objects | {"labels": objects["labels"] - 1}
+        if self.masks:
+            found["masks"] = objects["masks"][:, 0]
+        return found
+
+    @property
+    def encoder(self) -> FeatureMaps:
+        """The backbone."""
+        return self.detector.backbone.maps
+
+    @property
+    def head_names(self) -> tuple[str, ...]:
+        """The classifiers, which a checkpoint may lack for other classes."""
+        heads = ("box_predictor.cls_score", "box_predictor.bbox_pred")
+        if self.masks:
+            heads += ("mask_predictor.mask_fcn_logits",)
+        return tuple(f"detector.roi_heads.{head}" for head in heads)
+
+
+class Pyramid(nn.Module):
+    """A backbone's maps, and a feature pyramid over them with one level more.
+
+    ``forward``: [B, 3, H, W] -> dictionary of maps [B, out_channels, h, w], fine to coarse.
+    """
+
+    def __init__(
+        self, backbone: str, backbone_args: dict[str, Any], channels: int, out_norms: bool
+    ) -> None:
+        super().__init__()
+        self.maps = FeatureMaps(backbone, out_norms, **backbone_args)
+        dims: Sequence[int] = self.maps.dims
+        self.levels, self.out_channels = len(dims) + 1, channels
+        self.fpn = FeaturePyramidNetwork(list(dims), channels, LastLevelMaxPool())
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """Image -> maps."""
+        # torchvision looks for the levels it pools from by the names "0" to "3"
+        named = OrderedDict((str(i), x) for i, x in enumerate(self.maps(image)))
+        return self.fpn(named)
+
+
+# VMamba's table: one schedule of 12 epochs on COCO, average precision of boxes and of masks.
+
+
+def _mask_rcnn(kwargs: dict[str, Any], backbone: str) -> MaskRCNN:
+    return MaskRCNN(**{"backbone": backbone, **kwargs})
+
+
+@register_model()
+def mask_rcnn_vmamba_tiny(**kwargs: Any) -> MaskRCNN:
+    """Mask R-CNN on VMamba-T [s1l8]: the authors report AP 47.3 and 42.7 on COCO."""
+    return _mask_rcnn(kwargs, "vmamba_tiny")
+
+
+@register_model()
+def mask_rcnn_vmamba_small(**kwargs: Any) -> MaskRCNN:
+    """Mask R-CNN on VMamba-S [s2l15]: the authors report AP 48.7 and 43.7 on COCO."""
+    return _mask_rcnn(kwargs, "vmamba_small_s2l15")
+
+
+@register_model()
+def mask_rcnn_vmamba_base(**kwargs: Any) -> MaskRCNN:
+    """Mask R-CNN on VMamba-B [s2l15]: the authors report AP 49.2 and 44.1 on COCO."""
+    return _mask_rcnn(kwargs, "vmamba_base_s2l15")
