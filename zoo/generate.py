@@ -127,6 +127,7 @@ def main(argv: list[str]) -> int:
     quiet()
     if arguments.spec_bench is None and not arguments.prompt:
         raise ZooError("a prompt is missing: zoo generate --target DIR --method METHOD 'prompt'")
+    _check_names(arguments)
     _make_folders(arguments)
     target = _load(arguments)
     if arguments.spec_bench is not None or arguments.compare is not None:
@@ -136,6 +137,18 @@ def main(argv: list[str]) -> int:
     for prompt in arguments.prompt:
         _generate(target, prompt, method, arguments)
     return 0
+
+
+def _check_names(arguments: argparse.Namespace) -> None:
+    """What is meant for one method must name one that there is."""
+    named = [text.rpartition("=")[0] for text in arguments.heads]
+    named += [text.partition("=")[0].rpartition(".")[0] for text in arguments.set]
+    for name in named:
+        if name and name not in list_methods():
+            raise ZooError(
+                f"there is no decoding method '{name}': --heads takes METHOD=DIR or DIR, --set "
+                f"METHOD.NAME=VALUE or NAME=VALUE, METHOD one of {', '.join(list_methods())}"
+            )
 
 
 def _make_folders(arguments: argparse.Namespace) -> None:
@@ -189,7 +202,10 @@ def method_options(method: str, arguments: argparse.Namespace) -> dict[str, Any]
             raise ZooError(f"--set {text}: expected NAME=VALUE")
         name, _, option = key.rpartition(".")
         if name in ("", method):
-            options[option] = yaml.safe_load(value)
+            try:
+                options[option] = yaml.safe_load(value)
+            except yaml.YAMLError as error:
+                raise ZooError(f"--set {text}: the value cannot be read: {error}") from error
     missing = {need} - {None} - set(options)
     if need == "head" and "draft" not in options:
         missing.add("draft")

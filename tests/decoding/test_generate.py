@@ -82,6 +82,10 @@ def test_errors_say_what_to_do(llama, ids) -> None:
         generate(llama, ids, "magic")
     with pytest.raises(ZooError, match=r"'spectr'.*draft"):
         generate(llama, ids, "spectr")
+    with pytest.raises(ZooError, match=r"threshold of .*'kangaroo' is 'high': expected float"):
+        generate(llama, ids, "kangaroo", adapter=None, threshold="high")
+    with pytest.raises(ZooError, match=r"length of .* is 2\.5: expected int"):
+        generate(llama, ids, "speculative", draft=llama, length=2.5)
     with pytest.raises(ZooError, match="256 positions"):
         generate(llama, ids, max_new_tokens=252)
     with pytest.raises(ZooError, match=r"\[B, T\]"):

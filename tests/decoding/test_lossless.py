@@ -85,10 +85,10 @@ class RandomTrees(Method):
         return Draft(trees, torch.tensor(padded))
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "mistral", "gpt2"])
+@pytest.mark.parametrize("kind", MODELS)
 def test_random_trees_change_nothing(kind: str) -> None:
     model = make_model(kind)
-    for seed in range(4):
+    for seed in range(1 if kind == "mamba" else 4):
         torch.manual_seed(seed)
         ids = torch.randint(1, VOCAB, (3, 5))
         expected = [plain_greedy(model, row, 40) for row in ids]
@@ -132,7 +132,7 @@ def test_bfloat16_target_runs(llama) -> None:
     model = make_model("llama").bfloat16()
     out = generate(model, ids, "draft_tree", draft=llama, max_new_tokens=8)
     assert len(out.new_tokens[0]) == 8
-    llama.float()
+    assert llama.dtype == torch.float32  # the caller's own model stays as it is
 
 
 def test_the_models_own_attention_is_put_back(llama) -> None:

@@ -33,11 +33,11 @@ class DraftModelMethod(Method):
         self.draft = draft
 
     def load(self, model: nn.Module) -> None:
-        """Load the draft model."""
-        if not isinstance(self.draft, nn.Module):
-            self.draft = load_causal_lm(self.draft)
+        """Load the draft model, in the target's precision; one that was given keeps its own."""
         parameter = next(model.parameters())
-        self.draft.to(device=parameter.device, dtype=parameter.dtype)
+        if not isinstance(self.draft, nn.Module):
+            self.draft = load_causal_lm(self.draft).to(parameter.dtype)
+        self.draft.to(parameter.device)
         mine, theirs = self.draft.config.vocab_size, model.config.vocab_size
         if mine != theirs:
             raise ZooError(

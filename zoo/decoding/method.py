@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import ClassVar
+from typing import Any, ClassVar, get_args, get_type_hints
 
 from torch import Tensor, nn
 
@@ -123,6 +123,7 @@ def make_method(name: str, **options) -> Method:
     known = list_methods()
     if name not in known:
         raise ZooError(f"there is no decoding method '{name}': expected one of {', '.join(known)}")
+    _check_numbers(name, options)
     try:
         return _METHODS[name](**options)
     except ZooError:
@@ -130,6 +131,21 @@ def make_method(name: str, **options) -> Method:
     except (TypeError, ValueError) as error:
         reason = str(error).rpartition("__init__() ")[2]
         raise ZooError(f"options of the decoding method '{name}': {reason}") from error
+
+
+def _check_numbers(method: str, options: dict[str, Any]) -> None:
+    """Options that are numbers or switches must be; what they would break comes much later."""
+    for name, hint in get_type_hints(_METHODS[method].__init__).items():
+        kinds = get_args(hint) or (hint,)
+        if name not in options or not {int, float, bool, type(None)}.issuperset(kinds):
+            continue
+        value = options[name]
+        fits = isinstance(value, kinds) or (float in kinds and isinstance(value, int))
+        if not fits or (isinstance(value, bool) and bool not in kinds):
+            expected = " or ".join("nothing" if k is type(None) else k.__name__ for k in kinds)
+            raise ZooError(
+                f"option {name} of the decoding method '{method}' is {value!r}: expected {expected}"
+            )
 
 
 def accepted_hidden(hidden: Tensor, verdicts: Sequence[Verdict]) -> Tensor:

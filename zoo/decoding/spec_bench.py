@@ -63,8 +63,9 @@ def read_questions(
     """
     questions, taken = [], dict.fromkeys(TASKS, 0)
     try:
-        lines = Path(file).read_text().splitlines()
-    except OSError as error:
+        # not splitlines(): a string of JSON may hold what that takes for the end of a line
+        lines = Path(file).read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
         raise ZooError(f"the questions cannot be read: {error}") from error
     for number, line in enumerate(lines, start=1):
         if not line.strip():
