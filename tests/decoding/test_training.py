@@ -140,6 +140,11 @@ def test_the_command_compares_and_reports(tmp_path, monkeypatch, capsys) -> None
     assert "not compared: medusa, which needs --heads" in printed
     assert generate_command([*target, "a b"]) == 2
     assert "no tokenizer" in capsys.readouterr().err
+    assert generate_command([*target, "--set", "medua.tree=x", "1"]) == 2
+    assert "no decoding method 'medua'" in capsys.readouterr().err
+    tree = ["--method", "token_recycling", "--set", "tree=[[0]"]
+    assert generate_command([*target, *tree, "1"]) == 2
+    assert "--set tree=[[0]: the value cannot be read" in capsys.readouterr().err
     assert generate_command(["--target", "nothing_here", "a b"]) == 2
     assert "recipes/decoding/base_lm/small.yaml" in capsys.readouterr().err
 
@@ -157,8 +162,15 @@ def test_unit_language_is_what_it_says() -> None:
     assert len(set(tails.values())) == 8  # each branch writes its own word,
     assert all(len({t[place] for t in tails.values()}) == 8 for place in range(3))
     assert len({symbol for tail in tails.values() for symbol in tail}) == 8  # in common symbols
-    noisy = UnitLanguage(noisy_share=0.5, stretch=4).text(64, seed=0).view(-1, 17)
-    assert set(noisy[:, 0].tolist()) == {33, 34}
+    noisy = UnitLanguage(noisy_share=0.5, stretch=4).text(64, seed=0).view(-1, 4, 5)
+    assert (noisy[:, :, 0] == noisy[:, :1, 0]).all()  # a marker for each unit of a stretch
+    assert set(noisy[:, 0, 0].tolist()) == {33, 34}
+    mixed = UnitLanguage(noisy_share=0.5, stretch=4, second_code=True).text(64, seed=0)
+    mixed = mixed.view(-1, 5)
+    assert torch.equal(mixed[:, :2], noisy.view(-1, 5)[:, :2])
+    for marker, branch, *tail in mixed.tolist():
+        owner = (branch - 1 + (marker == 34)) % 8  # the other code writes as the next branch
+        assert tail == [9 + 3 * owner + place for place in range(3)]
 
 
 def test_python_source_splits_and_round_trips() -> None:
@@ -198,11 +210,13 @@ def test_spec_bench_questions_and_numbers(tmp_path) -> None:
     lines = [
         {"question_id": 81, "category": "writing", "turns": ["a", "b"], "reference": []},
         {"question_id": 1, "category": "translation", "turns": ["c"]},
-        {"question_id": 2, "category": "translation", "turns": ["d"]},
+        {"question_id": 2, "category": "translation", "turns": ["d\u2028\u00fc"]},
     ]
-    file.write_text("\n".join(map(json.dumps, lines)))
+    text = "\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
+    file.write_text(text, encoding="utf-8")
     questions = read_questions(file)
     assert [q.task for q in questions] == ["mt_bench", "translation", "translation"]
+    assert questions[2].turns == ("d\u2028\u00fc",)
     assert [q.question_id for q in read_questions(file, ["translation"], limit=1)] == [1]
     with pytest.raises(ZooError, match="no questions of rag"):
         read_questions(file, ["rag"])

@@ -20,9 +20,11 @@ class UnitLanguage(TextDataModule):
 
     Args:
         branches, tail: shape of a unit.
-        noisy_share: share of stretches in which the tail is random as well; such a stretch begins
-            with a marker token of its own. 0: there are no stretches and no markers.
+        noisy_share: share of stretches in which the tail is random as well. A marker before each
+            unit says of which kind its stretch is. 0: there are no stretches and no markers.
         stretch: units of a stretch.
+        second_code: such stretches are not random but follow a second code: every branch has the
+            tail of the next one.
         shared_tail: the tail's tokens are not a branch's own: all branches write with the same
             symbols, so that the next one follows from the branch and the distance to it, not from
             the last token.
@@ -37,6 +39,7 @@ class UnitLanguage(TextDataModule):
         tail: int = 3,
         noisy_share: float = 0.0,
         stretch: int = 8,
+        second_code: bool = False,
         shared_tail: bool = False,
         samples: int = 4096,
         length: int = 64,
@@ -49,7 +52,7 @@ class UnitLanguage(TextDataModule):
                 f"{noisy_share}: expected at least 2, at least 1, and a share in [0, 1)"
             )
         self.branches, self.tail, self.samples = branches, tail, samples
-        self.noisy_share, self.stretch = noisy_share, stretch
+        self.noisy_share, self.stretch, self.second_code = noisy_share, stretch, second_code
         self.shared_tail = shared_tail
 
     @property
@@ -68,15 +71,10 @@ class UnitLanguage(TextDataModule):
         stretches = -(-units // self.stretch)
         noisy = torch.rand(stretches, generator=generator) < self.noisy_share
         rows = noisy.repeat_interleave(self.stretch)[:units]
-        owners[rows] = torch.randint(
-            self.branches, (int(rows.sum()), self.tail), generator=generator
-        )
-        written = self._write(branch, owners)
-        marker = self.vocab_size - 2
-        pieces = []
-        for number, chunk in enumerate(written.split(self.stretch)):
-            pieces += [torch.tensor([marker + int(noisy[number])]), chunk.flatten()]
-        return torch.cat(pieces)
+        noise = torch.randint(self.branches, (int(rows.sum()), self.tail), generator=generator)
+        owners[rows] = (owners[rows] + 1) % self.branches if self.second_code else noise
+        markers = self.vocab_size - 2 + rows.long()[:, None]
+        return torch.cat([markers, self._write(branch, owners)], dim=1).flatten()
 
     def _write(self, branch: Tensor, owners: Tensor) -> Tensor:
         place = torch.arange(self.tail)
@@ -90,5 +88,6 @@ class UnitLanguage(TextDataModule):
         """Texts of a split; its seed is its own."""
         count = self.samples if split == "train" else max(1, self.samples // 10)
         seed = 1000 * self.seed + ("train", "val", "test").index(split)
-        units = count * self.length // (1 + self.tail) + 1
+        unit = 1 + self.tail + (self.noisy_share > 0)
+        units = -(-count * self.length // unit)
         return Blocks(self.text(units, seed), self.length)

@@ -24,15 +24,9 @@ LENGTH = 96
 PROMPT = 8
 
 
-def unit_language(steps: int, noisy_share: float = 0.0, shared_tail: bool = False) -> UnitLanguage:
-    """Training texts for so many steps."""
-    data = UnitLanguage(
-        samples=32 * steps,
-        length=LENGTH,
-        batch_size=32,
-        noisy_share=noisy_share,
-        shared_tail=shared_tail,
-    )
+def unit_language(steps: int, **language: Any) -> UnitLanguage:
+    """Training texts for so many steps; ``language`` are arguments of :class:`UnitLanguage`."""
+    data = UnitLanguage(samples=32 * steps, length=LENGTH, batch_size=32, **language)
     data.seed = 1
     return data
 
@@ -63,20 +57,14 @@ def settings(lr: float = 2e-3) -> dict[str, Any]:
     }
 
 
-def unit_lm(
-    layers: int = 4,
-    width: int = 128,
-    steps: int = 400,
-    noisy_share: float = 0.0,
-    shared_tail: bool = False,
-) -> Path:
+def unit_lm(layers: int = 4, width: int = 128, steps: int = 400, **language: Any) -> Path:
     """Folder of a language model trained on :class:`UnitLanguage`; kept for later proofs."""
-    made = {"layers": layers, "width": width, "steps": steps, "noisy": noisy_share}
-    text = json.dumps({**made, "shared": shared_tail, "version": 2}, sort_keys=True)
+    made = {"layers": layers, "width": width, "steps": steps, "language": language}
+    text = json.dumps(made | {"version": 4}, sort_keys=True)
     folder = cache_folder() / "proofs" / hashlib.sha256(text.encode()).hexdigest()[:16]
     if (folder / "config.json").is_file():
         return folder
-    data = unit_language(steps, noisy_share, shared_tail)
+    data = unit_language(steps, **language)
     pl.seed_everything(0, verbose=False)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     shape = {
@@ -97,11 +85,11 @@ def loaded(folder: Path) -> nn.Module:
     return load_causal_lm(folder).requires_grad_(False)
 
 
-def prompts(count: int, noisy_share: float = 0.0, shared_tail: bool = False) -> Tensor:
+def prompts(count: int, **language: Any) -> Tensor:
     """Beginnings of texts ``[count, PROMPT]``."""
-    language = unit_language(1, noisy_share, shared_tail)
+    made = unit_language(1, **language)
     # a text of its own for each: the first unit begins with it
-    return torch.stack([language.text(PROMPT, seed=77 + n)[:PROMPT] for n in range(count)])
+    return torch.stack([made.text(PROMPT, seed=77 + n)[:PROMPT] for n in range(count)])
 
 
 def decode(
@@ -109,14 +97,13 @@ def decode(
     method: str | Method,
     sequences: int = 24,
     temperature: float = 1.0,
-    noisy_share: float = 0.0,
-    shared_tail: bool = False,
+    language: dict[str, Any] | None = None,
     **options: Any,
 ) -> Generation:
     """A batch of texts as long as those of the training, about 2,000 tokens by default."""
     return generate(
         model,
-        prompts(sequences, noisy_share, shared_tail),
+        prompts(sequences, **(language or {})),
         method,
         max_new_tokens=LENGTH - PROMPT,
         temperature=temperature,
@@ -126,11 +113,14 @@ def decode(
 
 
 def is_greedy_text(
-    model: nn.Module, method: str | Method, shared_tail: bool = False, **options: Any
+    model: nn.Module,
+    method: str | Method,
+    language: dict[str, Any] | None = None,
+    **options: Any,
 ) -> float:
     """1 if greedy decoding with the method gives the text of plain greedy decoding, else 0."""
     mine, plain = (
-        decode(model, m, 8, temperature=0.0, shared_tail=shared_tail, **more).new_tokens
+        decode(model, m, 8, temperature=0.0, language=language, **more).new_tokens
         for m, more in ((method, options), ("plain", {}))
     )
     return float(mine == plain)

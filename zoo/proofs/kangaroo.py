@@ -18,6 +18,8 @@ from zoo.proofs.decoding import (
 )
 from zoo.tasks.draft_heads import AdapterTraining
 
+LANGUAGE = {"shared_tail": True}
+
 
 class EarlyExits(Measurement):
     """A six-layer language model that drafts with its first layers.
@@ -45,21 +47,21 @@ class EarlyExits(Measurement):
 
     def measure(self) -> dict[str, float]:
         """Train the adapter, then decode."""
-        target = unit_lm(layers=6, shared_tail=True)
+        target = unit_lm(layers=6, **LANGUAGE)
         adapter = None
         if self.adapter:
             pl.seed_everything(0, verbose=False)
             task = AdapterTraining(str(target), self.exit_layer, **settings(lr=3e-3))
-            fit(task, unit_language(self.steps, shared_tail=True))
+            fit(task, unit_language(self.steps, **LANGUAGE))
             adapter = task.model["head"].eval()
         model = loaded(target)
         method = Kangaroo(adapter, self.exit_layer, self.threshold, steps=6)
-        out = decode(model, method, shared_tail=True)
+        out = decode(model, method, language=LANGUAGE)
         prompt_tokens = out.sequences.shape[0] * PROMPT
         counts = out.acceptance
         return {
             "tokens_per_step": out.tokens_per_step,
             "wasted": counts.wasted / max(counts.accepted, 1),
             "shallow_calls": method.shallow_tokens / (out.target_tokens - prompt_tokens),
-            "greedy_is_plain": is_greedy_text(model, method, shared_tail=True),
+            "greedy_is_plain": is_greedy_text(model, method, language=LANGUAGE),
         }

@@ -10,7 +10,9 @@ from zoo.proofs.base import Measurement
 from zoo.proofs.decoding import decode, fit, loaded, settings, unit_language, unit_lm
 from zoo.tasks.draft_models import AcceptanceTraining
 
-NOISY = 0.5
+#: Half of the stretches follow a second code, which the draft model never saw: it read noise there.
+MIXED = {"noisy_share": 0.5, "second_code": True}
+UNKNOWN = {"noisy_share": 0.5}
 
 
 class KnownProbabilities(Measurement):
@@ -67,7 +69,7 @@ class KnownProbabilities(Measurement):
 
 
 class LearnedHead(Measurement):
-    """A trained head, a target and a draft of one layer on a language with random stretches.
+    """A trained head, and a draft of one layer that knows one of the target's two codes.
 
     Measures the head's ``auc``; cost per token as in :class:`KnownProbabilities` of the best
     constant length (``constant``) and of the head at its best threshold (``adaptive``); the share
@@ -84,15 +86,15 @@ class LearnedHead(Measurement):
 
     def measure(self) -> dict[str, float]:
         """Train the head, decode with every setting."""
-        target_folder = unit_lm(noisy_share=NOISY)
-        draft_folder = unit_lm(layers=1, width=64, steps=300, noisy_share=NOISY)
+        target_folder = unit_lm(**MIXED)
+        draft_folder = unit_lm(layers=1, width=64, steps=300, **UNKNOWN)
         pl.seed_everything(0, verbose=False)
         task = AcceptanceTraining(str(target_folder), draft=str(draft_folder), **settings())
-        auc = fit(task, unit_language(self.steps, NOISY))["test/auc"]
+        auc = fit(task, unit_language(self.steps, **MIXED))["test/auc"]
         target, draft = loaded(target_folder), loaded(draft_folder)
         head = task.model["head"].eval()
         constant = min(
-            self._costs(decode(target, "speculative", noisy_share=NOISY, draft=draft, length=k))
+            self._costs(decode(target, "speculative", language=MIXED, draft=draft, length=k))
             for k in range(1, 13)
         )
         adaptive = min(
@@ -100,7 +102,7 @@ class LearnedHead(Measurement):
                 decode(
                     target,
                     "specdec_pp",
-                    noisy_share=NOISY,
+                    language=MIXED,
                     draft=draft,
                     head=head,
                     threshold=h,
