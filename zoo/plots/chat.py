@@ -23,8 +23,17 @@ def conversations(rows: Sequence[tuple[np.ndarray, Sequence[Exchange]]], title: 
     columns = min(4, len(rows))
     lines = max(len(exchanges) for _, exchanges in rows)
     height = -(-len(rows) // columns)
-    figure = new_figure(2.7 * columns, (2.3 + 0.28 * lines) * height + 0.5)
-    grid = figure.subplots(height, columns, squeeze=False).ravel()
+    side, below = 2.4, 0.2 + 0.19 * lines  # inches of a picture and of its text
+    figure = new_figure((side + 0.3) * columns, (side + below) * height + 0.45)
+    figure.set_layout_engine("none")  # which would leave the text out of account
+    grid = figure.subplots(
+        height, columns, squeeze=False,
+        gridspec_kw=dict(
+            left=0.15 / (side + 0.3) / columns, right=1 - 0.15 / (side + 0.3) / columns,
+            top=1 - 0.45 / figure.get_figheight(), bottom=below / figure.get_figheight(),
+            hspace=below / side, wspace=0.3 / side,
+        ),
+    ).ravel()  # fmt: skip
     for axes in grid:
         axes.axis("off")
     for axes, (picture, exchanges) in zip(grid, rows, strict=False):
@@ -32,8 +41,9 @@ def conversations(rows: Sequence[tuple[np.ndarray, Sequence[Exchange]]], title: 
         for place, (question, answer, truth) in enumerate(exchanges):
             right = truth is None or answer == truth
             text = f"{question}  {answer}" + ("" if right else f"  (not {truth})")
-            axes.text(
-                0, -0.06 - 0.12 * place, text, transform=axes.transAxes, va="top", fontsize=8,
+            axes.annotate(
+                text, (0, 0), (0, -6 - 13 * place), xycoords="axes fraction",
+                textcoords="offset points", va="top", fontsize=8,
                 color="black" if truth is None else GREEN if right else RED,
             )  # fmt: skip
     figure.suptitle(title, fontsize=11)
