@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -130,7 +131,10 @@ def make_method(name: str, **options) -> Method:
         raise
     except (TypeError, ValueError) as error:
         reason = str(error).rpartition("__init__() ")[2]
-        raise ZooError(f"options of the decoding method '{name}': {reason}") from error
+        takes = ", ".join(inspect.signature(_METHODS[name]).parameters) or "none"
+        raise ZooError(
+            f"options of the decoding method '{name}': {reason}; it takes {takes}"
+        ) from error
 
 
 def _check_numbers(method: str, options: dict[str, Any]) -> None:

@@ -83,7 +83,10 @@ def read_questions(
         if limit is None or taken[question.task] <= limit:
             questions.append(question)
     if not questions:
-        raise ZooError(f"{file} has no questions of {', '.join(tasks) or 'any task'}")
+        wanted = ", ".join(tasks) or "any task"
+        raise ZooError(
+            f"{file} has no questions of {wanted}; the benchmark's tasks are {', '.join(TASKS)}"
+        )
     return questions
 
 
