@@ -16,28 +16,40 @@ from zoo.tasks import Task
 class Blocking(Trained):
     """SINet's errors and its gate on the test pictures.
 
-    Measures, beside the test's scores, ``gate_ratio``: the mean gate in the band of 7 pixels around
-    boundaries over that elsewhere; ``interior_error``: the share of wrong pixels among those more
-    than 6 pixels from a boundary.
+    Measures, beside the test's scores,
+
+    - ``gate_ratio``: the mean gate in the band of 7 pixels around boundaries over that elsewhere;
+    - ``interior_error``: the share of wrong pixels among those more than 6 pixels from a boundary;
+    - ``foreign_interior_error``: the same when the low-level detail is that of another picture, so
+      that it says nothing true.
     """
 
     @torch.inference_mode()
     def inspect(self, task: Task, data: DataModule) -> dict[str, float]:
         """Look at gate and errors."""
         near, elsewhere = torch.zeros(2), torch.zeros(2)
-        wrong = interior = 0
+        wrong, interior = torch.zeros(2), 0
         for batch in data.test_dataloader():
             mask = batch["mask"]
-            logits, gate = task.eval_model.decode(batch["image"])
+            network = task.eval_model
+            detail, coarse = network.encoder.features(batch["image"])
+            logits, gate = network.combine(detail, coarse)
+            foreign, _ = network.combine(detail.roll(1, 0), coarse)
             gate = interpolate(gate, size=mask.shape[-2:])[:, 0]
             band = boundary_band(mask, 7)
             near += torch.stack([gate[band].sum(), band.sum()])
             elsewhere += torch.stack([gate[~band].sum(), (~band).sum()])
             inside = _distance_to_boundary(mask) > 6
-            wrong += int(((logits.argmax(1) != mask) & inside).sum())
+            found = torch.stack([logits.argmax(1), foreign.argmax(1)])
+            wrong += ((found != mask) & inside).sum((1, 2, 3))
             interior += int(inside.sum())
         ratio = near[0] / near[1] / (elsewhere[0] / elsewhere[1])
-        return {"gate_ratio": float(ratio), "interior_error": wrong / interior}
+        own, others = (wrong / interior).tolist()
+        return {
+            "gate_ratio": float(ratio),
+            "interior_error": own,
+            "foreign_interior_error": others,
+        }
 
 
 def _distance_to_boundary(mask: Tensor) -> Tensor:

@@ -123,7 +123,10 @@ class SINet(LightNet):
     def decode(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Image -> logits [B, C, H, W] and the gate of low-level detail [B, 1, H/4, W/4]."""
         check_multiple(image, self.stride)
-        detail, coarse = self.encoder.features(image)  # [B, 48, H/4, W/4], [B, 144, H/8, W/8]
+        return self.combine(*self.encoder.features(image))
+
+    def combine(self, detail: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
+        """Features [B, 48, H/4, W/4] and [B, 144, H/8, W/8] -> the same as :meth:`decode`."""
         stage1 = self.bn_3(self.up(self.encoder.classifier(coarse)))  # [B, C, H/4, W/4]
         gate = uncertainty(stage1, self.gate)
         stage2 = self.bn_2(self.up(self.level2_C(detail) * gate + stage1))  # [B, C, H/2, W/2]
