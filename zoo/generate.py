@@ -228,13 +228,16 @@ def _needed(method: str) -> str:
 class _Printer:
     """Prints the prompt, then the growing text as soon as its characters are whole."""
 
-    def __init__(self, target: Target, prompt: str) -> None:
-        self.target, self.tokens, self.printed = target, [], 0
+    def __init__(self, target: Target, prompt: str, ids: Tensor) -> None:
+        self.target, self.tokens = target, ids[0].tolist()
         self.prompt = prompt if target.tokenizer is not None else f"{prompt} "
+        # some tokenizers leave out the space before a text's first word, so it never is the first
+        self.printed, self.begun = len(target.decode(self.tokens)), False
 
     def __call__(self, row: int, tokens: list[int]) -> None:
-        if not self.tokens:
+        if not self.begun:
             print(self.prompt, end="")
+        self.begun = True
         self.tokens += tokens
         text = self.target.decode(self.tokens).rstrip("\N{REPLACEMENT CHARACTER}")
         print(text[self.printed :], end="", flush=True)
@@ -244,11 +247,11 @@ class _Printer:
 def _generate(target: Target, prompt: str, method: Method, arguments: argparse.Namespace) -> None:
     ids = target.encode(prompt)
     settings = _settings(arguments)
-    printer = _Printer(target, prompt)
+    printer = _Printer(target, prompt, ids)
     try:
         out = generate(target.model, ids, method, on_tokens=printer, **settings)
     finally:
-        if printer.tokens:
+        if printer.begun:
             print("\n")
     if arguments.text_only:
         return

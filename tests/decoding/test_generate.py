@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import pytest
+import tokenizers
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from tests.language_models import VOCAB, make_model, noisy
 from zoo.decoding import Tree, generate, list_methods
 from zoo.decoding.attention import NAME
 from zoo.errors import ZooError
+from zoo.generate import Target, _Printer
 from zoo.models.decoding.medusa import MedusaHeads
 
 
@@ -43,6 +46,25 @@ def test_tokens_are_streamed_in_order_and_once(llama, ids) -> None:
     )
     assert seen == out.new_tokens
     assert [len(row) for row in seen] == [17, 17]
+
+
+def test_printed_text_keeps_its_spaces_and_waits_for_whole_characters(capsys) -> None:
+    words = {"\u2581def": 0, "\u2581run": 1, "<0xC3>": 2, "<0xBC>": 3}
+    model = tokenizers.Tokenizer(tokenizers.models.BPE(words, [], byte_fallback=True))
+    model.decoder = tokenizers.decoders.Sequence(
+        [  # as in Llama's tokenizer: no space before the first word
+            tokenizers.decoders.Replace("\u2581", " "),
+            tokenizers.decoders.ByteFallback(),
+            tokenizers.decoders.Fuse(),
+            tokenizers.decoders.Strip(" ", 1, 0),
+        ]
+    )
+    target = Target(None, PreTrainedTokenizerFast(tokenizer_object=model))
+    printer, seen = _Printer(target, "def", torch.tensor([[0]])), []
+    for tokens in ([1], [2], [3, 1]):
+        printer(0, tokens)
+        seen.append(capsys.readouterr().out)
+    assert seen == ["def run", "", "\u00fc run"]
 
 
 def test_counts_agree_with_each_other(llama, ids) -> None:
