@@ -186,7 +186,7 @@ def generate(
     prompts = _prompts(input_ids, attention_mask)
     _check_room(model, prompts, max_new_tokens)
     stop = _stop_tokens(model, stop_tokens)
-    sampler = Sampler(temperature, top_k, top_p, seed, input_ids.device)
+    sampler = Sampler(temperature, top_k, top_p, seed, next(model.parameters()).device)
     if verifier is None:
         verifier = "greedy" if sampler.greedy else method.verifier
     if isinstance(verifier, str):
