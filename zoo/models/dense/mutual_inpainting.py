@@ -66,9 +66,11 @@ class MEDFE(nn.Module):
         self.encoder = Encoder(ngf, res_num, reduction)
         self.mutual = MutualBlock(ngf, equalise, legacy, reduction) if mutual else None
         self.decoder = Decoder(ngf, reduction)
+        # the authors' 0.02, which narrower layers need more of for the same output
+        std = 0.02 * (64 / ngf) ** 0.5
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and module.weight.requires_grad:
-                nn.init.normal_(module.weight, std=0.02)
+                nn.init.normal_(module.weight, std=std)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
