@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+from torchvision.utils import draw_segmentation_masks
 
 from zoo.plots.panels import COLOURS
 
@@ -40,12 +41,12 @@ def draw_objects(
         image = draw_segmentation_masks(image, masks.cpu(), alpha=0.45, colors=colours)
     factor = max(1, -(-_WIDTH // image.shape[-1]))
     image = image.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
-    if len(boxes):
-        image = draw_bounding_boxes(
-            image,
-            boxes.cpu() * factor,
-            labels=list(texts),
-            colors=colours,
-            width=max(2, image.shape[-1] // 200),
-        )
-    return image.movedim(0, -1).numpy()
+    drawn = Image.fromarray(image.movedim(0, -1).numpy())
+    pen, unit = ImageDraw.Draw(drawn), max(1, drawn.width // 160)
+    font = ImageFont.load_default(7 * unit)
+    for box, text, colour in zip((boxes * factor).tolist(), texts, colours, strict=True):
+        pen.rectangle(box, outline=colour, width=unit)
+        corner = (box[0], max(0, box[1] - 8 * unit))
+        pen.rectangle(pen.textbbox(corner, text, font=font), fill=colour)
+        pen.text(corner, text, fill="white", font=font)
+    return np.asarray(drawn)

@@ -48,6 +48,8 @@ class MaskRCNN(nn.Module):
         head_channels: of the box head's layers; the mask head has a quarter.
         anchor_side: of the smallest anchors, in pixels of the scaled picture; each level doubles.
         short_side, long_side: pictures are scaled to the first, but not beyond the second.
+        proposals: that the first stage hands to the second, of each picture.
+        regions: of these, that the heads train on.
         detections: at most so many objects in a picture.
         out_norms: a LayerNorm on each map of the backbone, as the Mamba backbones' authors have it.
     """
@@ -63,6 +65,8 @@ class MaskRCNN(nn.Module):
         anchor_side: int = 32,
         short_side: int = 800,
         long_side: int = 1333,
+        proposals: int = 1000,
+        regions: int = 512,
         detections: int = 100,
         out_norms: bool = True,
     ) -> None:
@@ -82,6 +86,9 @@ class MaskRCNN(nn.Module):
             ),
             "box_head": TwoMLPHead(channels * _REGION**2, head_channels),
             "box_predictor": FastRCNNPredictor(head_channels, num_classes + 1),
+            "rpn_post_nms_top_n_train": proposals,
+            "rpn_post_nms_top_n_test": proposals,
+            "box_batch_size_per_image": regions,
             "box_detections_per_img": detections,
         }
         if masks:
