@@ -38,7 +38,8 @@ class AveragePrecision(MeanAveragePrecision):
     def __init__(self, masks: bool) -> None:
         kinds: Sequence[str] = ("bbox", "segm") if masks else ("bbox",)
         try:
-            super().__init__(iou_type=tuple(kinds))
+            with torch.device("cpu"):  # thresholds become lists: no meta tensors
+                super().__init__(iou_type=tuple(kinds))
         except ModuleNotFoundError as error:
             raise ZooError(
                 "average precision needs pycocotools: pip install 'ssm-zoo[detection]'"
