@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cache
+from pathlib import Path
+
 import lightning.pytorch as pl
 
 from zoo.decoding.kangaroo import Kangaroo
+from zoo.models.decoding.kangaroo import KangarooAdapter
 from zoo.proofs.base import Measurement
 from zoo.proofs.decoding import (
     PROMPT,
@@ -18,7 +22,25 @@ from zoo.proofs.decoding import (
 )
 from zoo.tasks.draft_heads import AdapterTraining
 
-LANGUAGE = {"shared_tail": True}
+#: Five determined tokens that are written with symbols which all branches share: one layer does not
+#: foretell them as well as six do.
+LANGUAGE = {"tail": 5, "shared_tail": True}
+#: gamma, most drafted tokens of a round: more than are determined in a row.
+MOST = 9
+
+
+def target() -> Path:
+    """Folder of the language model."""
+    return unit_lm(layers=6, **LANGUAGE)
+
+
+@cache
+def trained_adapter(exit_layer: int, steps: int) -> KangarooAdapter:
+    """An adapter for the target."""
+    pl.seed_everything(0, verbose=False)
+    task = AdapterTraining(str(target()), exit_layer, **settings(lr=3e-3))
+    fit(task, unit_language(steps, **LANGUAGE))
+    return task.model["head"].eval()
 
 
 class EarlyExits(Measurement):
@@ -47,15 +69,9 @@ class EarlyExits(Measurement):
 
     def measure(self) -> dict[str, float]:
         """Train the adapter, then decode."""
-        target = unit_lm(layers=6, **LANGUAGE)
-        adapter = None
-        if self.adapter:
-            pl.seed_everything(0, verbose=False)
-            task = AdapterTraining(str(target), self.exit_layer, **settings(lr=3e-3))
-            fit(task, unit_language(self.steps, **LANGUAGE))
-            adapter = task.model["head"].eval()
-        model = loaded(target)
-        method = Kangaroo(adapter, self.exit_layer, self.threshold, steps=6)
+        adapter = trained_adapter(self.exit_layer, self.steps) if self.adapter else None
+        model = loaded(target())
+        method = Kangaroo(adapter, self.exit_layer, self.threshold, steps=MOST)
         out = decode(model, method, language=LANGUAGE)
         prompt_tokens = out.sequences.shape[0] * PROMPT
         counts = out.acceptance

@@ -7,12 +7,20 @@ import numpy as np
 
 from zoo.decoding import Generation
 from zoo.proofs.base import Measurement
-from zoo.proofs.decoding import decode, fit, loaded, settings, unit_language, unit_lm
+from zoo.proofs.decoding import (
+    decode,
+    fit,
+    is_greedy_text,
+    loaded,
+    settings,
+    unit_language,
+    unit_lm,
+)
 from zoo.tasks.draft_models import AcceptanceTraining
 
-#: Half of the stretches follow a second code, which the draft model never saw: it read noise there.
-MIXED = {"noisy_share": 0.5, "second_code": True}
-UNKNOWN = {"noisy_share": 0.5}
+#: A quarter of the text follows a second code, which the draft model never saw: noise stood there.
+MIXED = {"noisy_share": 0.25, "second_code": True}
+UNKNOWN = {"noisy_share": 0.25}
 
 
 class KnownProbabilities(Measurement):
@@ -73,8 +81,8 @@ class LearnedHead(Measurement):
 
     Measures the head's ``auc``; cost per token as in :class:`KnownProbabilities` of the best
     constant length (``constant``) and of the head at its best threshold (``adaptive``); the share
-    of ``discarded`` drafts of both (``constant_discarded``, ``adaptive_discarded``, per token), and
-    target passes per token (``constant_passes``, ``adaptive_passes``).
+    of ``discarded`` drafts of both (``constant_discarded``, ``adaptive_discarded``, per token),
+    target passes per token (``constant_passes``, ``adaptive_passes``), and ``greedy_is_plain``.
 
     Args:
         cost: c.
@@ -92,28 +100,18 @@ class LearnedHead(Measurement):
         task = AcceptanceTraining(str(target_folder), draft=str(draft_folder), **settings())
         auc = fit(task, unit_language(self.steps, **MIXED))["test/auc"]
         target, draft = loaded(target_folder), loaded(draft_folder)
-        head = task.model["head"].eval()
+        options = {"draft": draft, "head": task.model["head"].eval(), "minimum": 1, "maximum": 16}
         constant = min(
             self._costs(decode(target, "speculative", language=MIXED, draft=draft, length=k))
             for k in range(1, 13)
         )
         adaptive = min(
-            self._costs(
-                decode(
-                    target,
-                    "specdec_pp",
-                    language=MIXED,
-                    draft=draft,
-                    head=head,
-                    threshold=h,
-                    minimum=1,
-                    maximum=16,
-                )
-            )
+            self._costs(decode(target, "specdec_pp", language=MIXED, threshold=h, **options))
             for h in (0.3, 0.5, 0.7, 0.8, 0.9)
         )
+        same = is_greedy_text(target, "specdec_pp", language=MIXED, **options)
         names = ("", "_discarded", "_passes")
-        return {"auc": auc} | {
+        return {"auc": auc, "greedy_is_plain": same} | {
             f"{policy}{name}": value
             for policy, values in (("constant", constant), ("adaptive", adaptive))
             for name, value in zip(names, values, strict=True)
