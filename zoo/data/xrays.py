@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, gaussian_gradient_magnitude
 from skimage.draw import ellipse
 from torch import Tensor
 from torchvision import tv_tensors
@@ -34,7 +34,7 @@ class COVIDx(ImageDataModule):
     the two no longer cover each other.)
 
     Args:
-        root: folder of the data set; ``sample`` makes two ellipses of lungs with bright spots: the
+        root: folder of the data set; ``sample`` makes outlines of two lungs and bright spots: the
             class is positive if a spot lies inside a lung.
         sample: see :class:`zoo.data.maps.MapDataModule`.
         balance: repeat the samples of the rarer class, so that half of an epoch is positive.
@@ -145,7 +145,10 @@ def _balanced(items: list[tuple[Path, int]]) -> list[tuple[Path, int]]:
 
 
 def draw_xray(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Two dark ellipses of lungs on a textured ground, and up to three bright spots anywhere.
+    """Outlines of two lungs on a textured ground, and up to three bright spots anywhere.
+
+    Lungs are no darker than what is around them: only the outlines, from afar, tell a spot inside
+    from one outside.
 
     Returns:
         picture [size, size] in 0..1, mask of the lungs, whether a spot lies inside a lung.
@@ -163,11 +166,12 @@ def draw_xray(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarr
         )
         lungs[rows, columns] = True
     texture = gaussian_filter(rng.normal(0, 1, (size, size)), 1.5)
-    image = 0.55 - 0.2 * gaussian_filter(lungs.astype(float), 1) + 0.06 * texture / texture.std()
+    rim = gaussian_gradient_magnitude(lungs.astype(float), 1)
+    image = 0.35 + 0.5 * rim + 0.04 * texture / texture.std()
     positive = bool(rng.integers(2))
-    # a spot that must lie outside keeps a distance
-    near = gaussian_filter(lungs.astype(float), 2) > 0.02
-    inside, outside = np.argwhere(lungs), np.argwhere(~near)
+    # spots keep a distance from the outlines
+    share = gaussian_filter(lungs.astype(float), 2)
+    inside, outside = np.argwhere(share > 0.95), np.argwhere(share < 0.02)
     places = [outside[rng.integers(len(outside))] for _ in range(rng.integers(0, 3))]
     if positive:
         places.append(inside[rng.integers(len(inside))])
