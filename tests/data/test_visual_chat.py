@@ -29,7 +29,8 @@ def test_made_conversations_tell_the_truth(grids):
     said = grids.tokenizer.decode(encoded["input_ids"][encoded["mask"] > 0])
     answers = [text for speaker, text in sample["turns"] if speaker == "gpt"]
     assert said == " ".join(f"{text} <|im_end|>" for text in answers)
-    _, row, _, column, _ = sample["turns"][0][1].replace("<image>", "").split()
+    cell, _ = sample["turns"][0][1].replace("<image>", "").split()
+    row, column = cell[1], "abcd".index(cell[0]) + 1
     pixels = grids.to_display(encoded["pixel_values"][0])
     colour = torch.tensor(pixels[int(row) * 4 - 2, int(column) * 4 - 2]).float()
     distances = {name: (colour - torch.tensor(c)).abs().sum() for name, c in COLOURS.items()}
@@ -49,13 +50,13 @@ def test_batches(grids):
 
 def test_an_open_turn_and_a_system_turn(grids):
     image = Image.new("RGB", (16, 16))
-    data = VisualChat(str(grids.root), system="row", **SETTINGS)
-    ids = data.encode([("human", "<image>\nrow 1 ?"), ("gpt", "")], [image])["input_ids"]
+    data = VisualChat(str(grids.root), system="a1", **SETTINGS)
+    ids = data.encode([("human", "<image>\na1 ?"), ("gpt", "")], [image])["input_ids"]
     text = data.tokenizer.decode(ids)
-    assert text.startswith("<|im_start|> <unk> row <|im_end|> <|im_start|> user <img>")
+    assert text.startswith("<|im_start|> <unk> a1 <|im_end|> <|im_start|> user <img>")
     assert text.endswith("<|im_end|> <|im_start|> assistant")
     with pytest.raises(ZooError, match="1 pictures but fewer"):
-        data.encode([("human", "row")], [image])
+        data.encode([("human", "a1")], [image])
 
 
 def test_tiles():
@@ -71,14 +72,14 @@ def test_tiles():
 
 
 def test_published_files(tmp_path, grids):
-    turns = [{"from": "human", "value": "row ?"}, {"from": "gpt", "value": "red"}]
+    turns = [{"from": "human", "value": "a1 ?"}, {"from": "gpt", "value": "red"}]
     lines = [{"image": "a.png", "conversations": turns}] * 10
     (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, lines)))
     meta = {"x": {"root": "pictures", "annotation": "x.jsonl", "repeat_time": 2.5}}
     (tmp_path / "meta.json").write_text(json.dumps(meta))
     data = VisualChat(str(tmp_path), tokenizer=str(grids.root / "tokenizer"), **SETTINGS)
     first = data.source("train")[0]
-    assert first["turns"] == [("human", "<image>\nrow ?"), ("gpt", "red")]
+    assert first["turns"] == [("human", "<image>\na1 ?"), ("gpt", "red")]
     assert first["images"] == [tmp_path / "pictures" / "a.png"]
     assert len(data.source("train")) + len(data.source("val")) + len(data.source("test")) == 25
     with pytest.raises(ZooError, match="no such file"):

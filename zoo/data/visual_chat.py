@@ -242,13 +242,14 @@ COLOURS = {
     "purple": (140, 70, 170),
     "white": (240, 240, 240),
 }
-GRID, QUESTIONS, CONVERSATIONS = 4, 3, 5
+GRID, QUESTIONS, CONVERSATIONS = 4, 5, 3
 
 
 def make_colour_grids(folder: Path, sample: SmallSample) -> None:
-    """Grids of 4 x 4 coloured cells, and conversations of three questions about a cell's colour.
+    """Grids of 4 x 4 coloured cells, and conversations of five questions about a cell's colour.
 
-    There are five conversations about each training picture, one about the others.
+    Cells are named as on a chess board: columns a to d, rows 1 to 4 from the top. There are three
+    conversations about each training picture, one about the others.
 
     Writes ``images``, JSON lines, ``meta.json``, ``val.json``, ``test.json`` and a ``tokenizer`` of
     whole words.
@@ -272,7 +273,7 @@ def make_colour_grids(folder: Path, sample: SmallSample) -> None:
                 for cell in order[part * QUESTIONS : (part + 1) * QUESTIONS]:
                     row, column = divmod(cell, GRID)
                     turns += [
-                        {"from": "human", "value": f"row {row + 1} column {column + 1} ?"},
+                        {"from": "human", "value": f"{cell_name(row, column)} ?"},
                         {"from": "gpt", "value": names[cells[row, column]]},
                     ]
                 turns[0]["value"] = f"{PLACE}\n{turns[0]['value']}"
@@ -286,10 +287,15 @@ def make_colour_grids(folder: Path, sample: SmallSample) -> None:
     _word_tokenizer().save_pretrained(folder / "tokenizer")
 
 
+def cell_name(row: int, column: int) -> str:
+    """Such as "b3" for the second column of the third row."""
+    return f"{'abcd'[column]}{row + 1}"
+
+
 def _word_tokenizer() -> PreTrainedTokenizerFast:
     special = ["<pad>", START, END, IMAGE_START, IMAGE_TOKEN, IMAGE_END]
-    numbers = [str(number + 1) for number in range(GRID)]
-    words = [*special, "<unk>", "user", "assistant", "row", "column", *numbers, "?", *COLOURS]
+    cells = [cell_name(row, column) for row in range(GRID) for column in range(GRID)]
+    words = [*special, "<unk>", "user", "assistant", *cells, "?", *COLOURS]
     vocabulary = {word: number for number, word in enumerate(words)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

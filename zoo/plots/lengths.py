@@ -2,44 +2,75 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from zoo.plots.style import BLUE, GREEN, GREY, ORANGE, new_figure, plain
 
 COLOURS = (GREY, BLUE, ORANGE, GREEN)
+Lines = Mapping[str, Sequence[float]]
 
 
 def cost_by_length(
     lengths: Sequence[int],
-    milliseconds: Mapping[str, Sequence[float]],
-    mebibytes: Mapping[str, Sequence[float]],
+    milliseconds: Lines,
+    mebibytes: Lines,
     bound_lengths: Sequence[int],
-    bounds: Mapping[str, Sequence[float]],
-    title: str,
+    speedups: Lines,
+    savings: Lines,
+    published: Mapping[str, tuple[float, float]],
 ) -> Figure:
-    """Measured time of a token, measured size of the cache, and how much faster it can get.
+    """Measured time of a token and size of the cache; speed-up and memory saved by count.
 
     Args:
         lengths: of the contexts that were measured.
         milliseconds, mebibytes: model -> values at each length.
-        bound_lengths, bounds: model -> largest possible speed-up at each of these lengths.
-        title: of the figure.
+        bound_lengths, speedups, savings: model -> largest possible speed-up, and share of the
+            memory saved, at each of these lengths. ``"NAME, ..."`` is NAME's colour, dashed.
+        published: model -> speed-up and saving that its authors measured at the last length.
     """
-    figure = new_figure(12, 3.8)
-    time, memory, bound = figure.subplots(1, 3)
-    for (name, values), color in zip(milliseconds.items(), COLOURS, strict=False):
-        plain(time).plot(lengths, values, "o-", color=color, label=name, markersize=4)
-        plain(memory).plot(lengths, mebibytes[name], "o-", color=color, label=name, markersize=4)
-    for (name, values), color in zip(bounds.items(), COLOURS[1:], strict=False):
-        plain(bound).plot(bound_lengths, values, color=color, label=name)
-    time.set(xlabel="tokens before", ylabel="ms", title="Time of a token", xscale="log")
-    memory.set(xlabel="tokens before", ylabel="MiB", title="Cache", xscale="log", yscale="log")
-    bound.set(xlabel="tokens before", ylabel="times", title="At most faster, full size, by bytes")
-    time.set_ylim(bottom=0)
-    bound.set_ylim(bottom=0)
-    for axes in (time, memory, bound):
-        axes.legend(frameon=False)
-    figure.suptitle(title, fontsize=11)
+    figure = new_figure(9.6, 6.4)
+    (time, cache), (speed, memory) = figure.subplots(2, 2)
+    for axes, values in ((time, milliseconds), (cache, mebibytes)):
+        _draw(axes, lengths, values, COLOURS, "o")
+        axes.set(xlabel="tokens before", xscale="log", yscale="log", ylim=_decades(values))
+    time.set(ylabel="ms", title="Time of a token, measured")
+    cache.set(ylabel="MiB", title="Cache, measured")
+    for axes, values, place in ((speed, speedups, 0), (memory, savings, 1)):
+        _draw(axes, bound_lengths, values, COLOURS[1:], None)
+        for number, (name, points) in enumerate(published.items()):
+            axes.plot(
+                bound_lengths[-1], points[place], "*", markersize=11, clip_on=False,
+                color=COLOURS[1 + number], label=f"{name}, published",
+            )  # fmt: skip
+        axes.set(xlabel="tokens before", xscale="log")
+        axes.set_ylim(bottom=0)
+    speed.set(ylabel="times", title="Full size: at most faster, by bytes moved")
+    memory.set(ylabel="share", title="Full size: memory saved, by count")
+    for axes in (time, cache, speed, memory):
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.legend(frameon=False, fontsize=8)
     return figure
+
+
+def _decades(lines: Lines) -> tuple[float, float]:
+    """The powers of ten around all values."""
+    values = [value for line in lines.values() for value in line]
+    return 10 ** math.floor(math.log10(min(values))), 10 ** math.ceil(math.log10(max(values)))
+
+
+def _draw(
+    axes: Axes, x: Sequence[float], lines: Lines, colours: Sequence[str], marker: str | None
+) -> None:
+    plain(axes)
+    names = list(dict.fromkeys(name.partition(",")[0] for name in lines))
+    for name, values in lines.items():
+        first, _, variant = name.partition(",")
+        axes.plot(
+            x, values, color=colours[names.index(first)], linestyle="--" if variant else "-",
+            marker=marker, markersize=4, label=name,
+        )  # fmt: skip

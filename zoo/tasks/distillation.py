@@ -18,12 +18,12 @@ from zoo.data.text import TextDataModule
 from zoo.data.visual_chat import VisualChat
 from zoo.errors import ZooError
 from zoo.losses.distillation import attention_layers, logit_kl, masked_mse, tap
-from zoo.models.language.base_lm import export_causal_lm, find_causal_lm
+from zoo.models.language.base_lm import export_causal_lm
 from zoo.models.multimodal.attention_layers import Mamba2Attention
 from zoo.models.multimodal.decoder import MultimodalDecoder
 from zoo.models.multimodal.decoder_config import DecoderConfig
-from zoo.models.multimodal.mmmamba import load_decoder, read_config, seed_student
-from zoo.plots.chat import Exchange, conversations
+from zoo.models.multimodal.mmmamba import find_decoder, load_decoder, read_config, seed_student
+from zoo.plots.chat import conversations
 from zoo.plots.distillation import error_by_layer
 from zoo.tasks.base import Task
 from zoo.tasks.freezing import train_only
@@ -123,7 +123,6 @@ class Distillation(Task):
         self.eval_loss, self.eval_accuracy = MeanMetric(), MeanMetric()
         self.teacher_accuracy, self.agreement = MeanMetric(), MeanMetric()
         self._layer_errors: list[list[float]] = []
-        self._shown: list[tuple[Any, list[Exchange]]] = []
         self._figures: dict[str, Figure] = {}
 
     def check_data(self, data: DataModule) -> None:
@@ -156,7 +155,7 @@ class Distillation(Task):
         """Take the Mamba-2 layers of a student all of whose layers are Mamba-2."""
         before = MultimodalDecoder(replace(self.model.config, attention_layers=[]))
         path = Path(start)
-        zoo.load_pretrained(before, path if path.exists() else find_causal_lm(start))
+        zoo.load_pretrained(before, path if path.exists() else find_decoder(start))
         pairs = zip(self.model.decoder_layers, before.decoder_layers, strict=True)
         for layer, trained in pairs:
             if isinstance(layer.attention, Mamba2Attention):

@@ -11,7 +11,7 @@ from zoo.errors import ZooError
 from zoo.losses.distillation import attention_layers, tap
 from zoo.models.language.base_lm import export_causal_lm
 from zoo.models.multimodal.attention_layers import GroupedAttention, Mamba2Attention
-from zoo.models.multimodal.cost import decode_bytes
+from zoo.models.multimodal.cost import decode_bytes, full_size_bounds
 from zoo.models.multimodal.decoder import MultimodalDecoder, pixel_shuffle
 from zoo.models.multimodal.decoder_config import DecoderConfig
 from zoo.models.multimodal.mmmamba import HYBRID, load_decoder, seed_student
@@ -204,6 +204,18 @@ def test_any_llama_like_decoder_can_be_the_teacher(kind):
         student(input_ids=ids, pixel_values=torch.zeros(1, 3, 16, 16))
 
 
+def test_other_rotary_positions_are_the_teachers_alone():
+    rope = dict(rope_type="linear", factor=2.0, rope_theta=10000.0)
+    teacher = LlamaForCausalLM(LlamaConfig(**COMMON, rope_parameters=rope)).eval()
+    config = DecoderConfig.from_dict(teacher.config.to_dict())
+    student = MultimodalDecoder(replace(config, attention_layers=[]))
+    seed_student(student, teacher)
+    theirs = teacher.model.layers[1].self_attn.o_proj.weight
+    assert torch.equal(student.decoder_layers[1].attention.o_proj.weight, theirs)
+    with pytest.raises(ZooError, match="'linear' rotary positions"):
+        MultimodalDecoder(replace(config, attention_layers=[1]))
+
+
 def test_configurations(tmp_path):
     published = {
         "force_image_size": 448,
@@ -255,3 +267,11 @@ def test_bytes_by_count():
     assert short == long
     assert long[0] == 2 * COUNTS["mmmamba_linear"] + 32 * (4 * 16 * 128 * 128 + 2 * 2 * 4096)
     assert memory - long[0] > 0.7 * memory and traffic < memory
+    bounds = full_size_bounds([1000, 103_000])
+    for name, speedup, copying, saved in (
+        ("linear", 3.75, 20.64, 0.705), ("hybrid", 2.22, 12.24, 0.529),
+    ):  # fmt: skip
+        assert bounds[name].speedup[1] == pytest.approx(speedup, abs=0.01)
+        assert bounds[name].copying_speedup[1] == pytest.approx(copying, abs=0.1)
+        assert bounds[name].memory_saved[1] == pytest.approx(saved, abs=0.001)
+        assert bounds[name].speedup[0] < 1  # short of that, a gate of 4 M parameters a layer costs

@@ -42,6 +42,11 @@ class DecoderLayer(nn.Module):
         size = (config.hidden_size, config.num_heads, config.num_kv_heads, config.head_dim)
         self.attention: GroupedAttention | Mamba2Attention
         if config.is_attention(index):
+            if config.rope_type != "default":
+                raise ZooError(
+                    f"attention with '{config.rope_type}' rotary positions is not here: expected "
+                    "model_args.attention_layers [], Mamba-2 in all layers"
+                )
             self.attention = GroupedAttention(*size, config.rope_theta, config.qkv_bias)
         else:
             self.attention = Mamba2Attention(*size, config.qkv_bias, **config.mamba2)

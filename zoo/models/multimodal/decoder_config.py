@@ -9,6 +9,8 @@ from typing import Any
 from zoo.errors import ZooError
 
 MODEL_TYPE = "zoo_multimodal_decoder"
+#: Architectures of transformers that compute what the text part of our decoder does.
+LLAMA_LIKE = ("llama", "mistral", "qwen2")
 
 
 @dataclass
@@ -29,6 +31,7 @@ class DecoderConfig:
             behind it; 1: neither.
         img_context_token_id: token in whose places the patches are put.
         rms_norm_eps, rope_theta, qkv_bias, tie_embeddings: details of the layers.
+        rope_type: kind of the rotary positions; attention can only be "default", Mamba-2 has none.
         normalize_encoder_output: norm of the language model's input is brought to 1.
         mamba2: arguments of :class:`zoo.models.multimodal.attention_layers.Mamba2Attention`.
         eos_token_id: token that ends a text.
@@ -49,6 +52,7 @@ class DecoderConfig:
     img_context_token_id: int = 92546
     rms_norm_eps: float = 1e-5
     rope_theta: float = 10000.0
+    rope_type: str = "default"
     qkv_bias: bool = False
     tie_embeddings: bool = False
     normalize_encoder_output: bool = False
@@ -109,11 +113,10 @@ def _from_internvl(content: Mapping[str, Any]) -> DecoderConfig:
 def _from_llama(content: Mapping[str, Any]) -> DecoderConfig:
     rope = content.get("rope_parameters") or content.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
-    known = {"hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers"}
-    if kind != "default" or not known <= set(content):
+    if content.get("model_type") not in LLAMA_LIKE:
         raise ZooError(
-            f"model_type '{content.get('model_type')}' with {kind} rotary positions cannot be a "
-            "student: expected a decoder built like Llama with plain rotary positions"
+            f"model_type '{content.get('model_type')}' cannot be turned into a student: expected a "
+            f"decoder built like Llama ({', '.join(LLAMA_LIKE)}), HoVLE, or one of ours"
         )
     heads = content["num_attention_heads"]
     eos = content.get("eos_token_id")
@@ -128,6 +131,7 @@ def _from_llama(content: Mapping[str, Any]) -> DecoderConfig:
         vocab_size=content["vocab_size"],
         rms_norm_eps=content.get("rms_norm_eps", 1e-6),
         rope_theta=float(rope.get("rope_theta", content.get("rope_theta", 10000.0))),
+        rope_type=kind,
         qkv_bias=content.get("attention_bias", content.get("model_type") == "qwen2"),
         tie_embeddings=content.get("tie_word_embeddings", False),
         eos_token_id=eos[0] if isinstance(eos, list) else eos,

@@ -32,6 +32,11 @@ from zoo.models.registry import register_model
 #: Layers of the hybrid that stay attention: every fourth of all 32.
 HYBRID = [0, 4, 8, 12, 16, 20, 24, 28]
 
+_MISSING = (
+    "there is no decoder '{}': expected the name of one that a recipe exports (train that first), "
+    "a folder with config.json, or owner/name on the hub"
+)
+
 
 @torch.no_grad()
 def seed_student(student: MultimodalDecoder, teacher: nn.Module, inherit_qkv: bool = True) -> None:
@@ -46,7 +51,7 @@ def seed_student(student: MultimodalDecoder, teacher: nn.Module, inherit_qkv: bo
     Raises:
         ZooError: if the sizes differ.
     """
-    config = replace(student.config, attention_layers=None)
+    config = replace(student.config, attention_layers=None, rope_type="default")  # for its weights
     with torch.device("meta"):
         source = MultimodalDecoder(config)
     state = source.remap_state_dict(teacher.state_dict())
@@ -67,29 +72,38 @@ def seed_student(student: MultimodalDecoder, teacher: nn.Module, inherit_qkv: bo
             layer.attention.seed(origin.attention, inherit_qkv)  # type: ignore[arg-type]
 
 
+def find_decoder(source: str | Path) -> str:
+    """A folder or hub name; see :func:`zoo.models.language.base_lm.find_causal_lm`.
+
+    Raises:
+        ZooError: if there is no such decoder here and it is no hub name.
+    """
+    try:
+        return find_causal_lm(source)
+    except ZooError as error:
+        raise ZooError(_MISSING.format(source)) from error
+
+
 def read_config(source: str | Path) -> dict[str, Any]:
     """The ``config.json`` of a causal LM; see :func:`load_decoder`.
 
     Raises:
         ZooError: if there is none.
     """
-    found = find_causal_lm(source)
+    found = find_decoder(source)
     try:
         return PretrainedConfig.get_config_dict(found)[0]
     except OSError as error:
-        raise ZooError(
-            f"there is no decoder '{source}': expected the name of one that a recipe has exported "
-            "(train that first), a folder with config.json, or owner/name on the hub"
-        ) from error
+        raise ZooError(_MISSING.format(source)) from error
 
 
 def load_decoder(source: str | Path) -> nn.Module:
     """A decoder in eval mode: ours, HoVLE's and mmMamba's, or else any causal LM of transformers.
 
     Args:
-        source: see :func:`zoo.models.language.base_lm.find_causal_lm`.
+        source: see :func:`find_decoder`.
     """
-    found, config = find_causal_lm(source), read_config(source)
+    found, config = find_decoder(source), read_config(source)
     if config.get("model_type") != MODEL_TYPE and "embedding_config" not in config:
         return load_causal_lm(found)
     with torch.device("meta"):
