@@ -4,6 +4,7 @@ import pytest
 
 from zoo.proofs.medusa_medical import Looks
 from zoo.proofs.mutual_inpainting import HoleGap, MeanFill
+from zoo.proofs.prelude_net import DepthOfVideos
 from zoo.proofs.sfanet import ConstantCount
 from zoo.proofs.sinet import Blocking
 
@@ -26,6 +27,7 @@ def test_blocking(tiny):
     measured = Blocking(recipe, tiny).measure()
     assert measured["parameters"] == 86_910
     assert 0 <= measured["interior_error"] <= 1 and measured["gate_ratio"] > 0
+    assert 0 <= measured["foreign_interior_error"] <= 1
     always = Blocking(recipe, tiny | {"model.init_args.model_args": {"gate": "open"}}).measure()
     assert always["gate_ratio"] == pytest.approx(1), "an open gate is the same everywhere"
 
@@ -41,6 +43,12 @@ def test_hole_gap(tiny):
 def test_looks(tiny):
     measured = Looks("dense/medusa_medical/small.yaml", tiny).measure()
     assert measured["contrast"] > 0 and 0 <= measured["acc1"] <= 1
+
+
+def test_depth_of_videos(tiny):
+    tiny["data.init_args.sample"] = {"train": 2, "val": 1, "test": 1, "size": 16}
+    measured = DepthOfVideos("dense/prelude_net/small.yaml", tiny).measure()
+    assert measured["constant_abs_rel"] > 0 and measured["copy_mse"] > 0 and measured["gap"] > 0
 
 
 @pytest.mark.parametrize(
