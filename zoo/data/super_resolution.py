@@ -37,7 +37,8 @@ class SuperResolution(MapDataModule):
     sets do.
 
     Args:
-        root: folder of the data set; ``sample`` writes crops of scikit-image's pictures.
+        root: folder of the data set; ``sample`` writes crops of scikit-image's pictures, with
+            their colour channels exchanged at random in those to learn from.
         size: side S of a training crop.
         scales: of the smaller copies.
         degradation: ``bicubic``, or ``real_esrgan`` in training and evaluation.
@@ -149,6 +150,8 @@ class SuperResolution(MapDataModule):
                 pixels = pictures[number % len(pictures)]
                 top, left = (int(rng.integers(0, s - sample.size + 1)) for s in pixels.shape[:2])
                 crop = pixels[top : top + sample.size, left : left + sample.size]
+                if sources is LEARNT:  # six pictures have few colours
+                    crop = crop[..., rng.permutation(3)]
                 write_image(folder / name / f"{number:04d}.png", crop)
 
 

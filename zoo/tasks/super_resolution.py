@@ -185,8 +185,7 @@ class SuperResolution(DenseTask):
         elif stage.train == "autoencoder":
             yield self.model.vae
         else:
-            yield self.model.vae.decoder
-            yield self.model.vae.post_quant_conv
+            yield from self.model.decoder_parts()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Remember which stage the teacher is of."""
@@ -218,9 +217,8 @@ class SuperResolution(DenseTask):
         return self._decoder_loss(batch, stage)
 
     def _autoencoder_loss(self, image: Tensor) -> Tensor:
-        latents = self.model.vae.encode(image).latent_dist
-        output = self.model.vae.decode(latents.sample()).sample
-        loss = l1_loss(output, image) + self.kl_weight * latents.kl().mean()
+        output, divergence = self.model.autoencode(image)
+        loss = l1_loss(output, image) + self.kl_weight * divergence
         return loss + self._perceptual_loss(output, image)
 
     def _perceptual_loss(self, output: Tensor, image: Tensor) -> Tensor:
@@ -235,9 +233,9 @@ class SuperResolution(DenseTask):
         fresh = number > 0 and self.stages[number - 1].train == "autoencoder"
         begins = self.current_epoch == sum(stage.epochs for stage in self.stages[:number])
         if fresh and begins and self.trainer.fit_loop.epoch_loop.batch_idx == 0:
-            deviation = self.model.vae.encode(image).latent_dist.mode().std()
+            scale = self.model.latent_scale / self.model.encode(image).std()
             for model in {id(m): m for m in (self.model, self.eval_model)}.values():
-                model.latent_scale.copy_(1 / deviation)
+                model.latent_scale.copy_(scale)
 
     def _denoiser_loss(self, batch: dict[str, Any], stage: Stage) -> Tensor:
         """Weighted squared error of the clean latent, against the sharp one or the teacher's."""
@@ -279,7 +277,7 @@ class SuperResolution(DenseTask):
             return loss
         self.discriminator.requires_grad_(False)
         adversarial = -self.discriminator(output).mean()
-        weight = adaptive_weight(loss, adversarial, model.vae.decoder.conv_out.weight)
+        weight = adaptive_weight(loss, adversarial, model.last_layer)
         self.discriminator.requires_grad_(True)
         real, fake = self.discriminator(image), self.discriminator(output.detach())
         return loss + self.gan_weight * weight * adversarial + hinge_discriminator(real, fake)

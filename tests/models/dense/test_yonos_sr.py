@@ -44,7 +44,7 @@ def test_parameter_count():
         "post_quant": 20,
     }
     assert model.stride == 64 and model.factor == 8
-    assert count("yonos_sr_tiny") == 1_146_363
+    assert count("yonos_sr_tiny") == 1_007_568
 
 
 def test_shapes_and_learning():
@@ -65,6 +65,33 @@ def test_one_step_from_noise_is_the_clean_latent():
     expected = -model.velocity(noise, condition, last)
     torch.testing.assert_close(model.sample(condition, noise), expected)
     torch.testing.assert_close(model.denoise(noise, condition, last), expected)
+
+
+@pytest.mark.parametrize("model", [small(), zoo.create_model("yonos_sr_tiny")])
+def test_autoencoder(model):
+    image = torch.rand(1, 3, 16, 16) * 2 - 1
+    output, divergence = model.train().autoencode(image)
+    assert output.shape == image.shape
+    assert (divergence > 0) == hasattr(model.vae, "quant_conv"), "only Stable Diffusion's has one"
+    output.mean().backward()
+    assert all(p.grad is not None for part in model.decoder_parts() for p in part.parameters())
+    assert model.last_layer.grad is not None and 3 in model.last_layer.shape[:2]
+
+
+def test_haar_autoencoder_begins_with_luma_untouched():
+    model = zoo.create_model("yonos_sr_tiny")
+    image = torch.rand(1, 3, 16, 16) * 2 - 1
+    luma = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
+    output = model.decode(model.encode(image))
+    torch.testing.assert_close((output * luma).sum(1), (image * luma).sum(1), atol=1e-3, rtol=0)
+    flat = image[..., ::2, ::2].repeat_interleave(2, 2).repeat_interleave(2, 3)
+    torch.testing.assert_close(model.decode(model.encode(flat)), flat, atol=1e-3, rtol=0)
+
+
+def test_a_fresh_residual_network_answers_the_condition():
+    model = YONOSSR(UNET, VAE, context_length=5, residual=True).eval()
+    condition, noise = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
+    torch.testing.assert_close(model.sample(condition, noise), condition)
 
 
 def test_perfect_velocities_lead_to_the_picture_in_any_number_of_steps(monkeypatch):

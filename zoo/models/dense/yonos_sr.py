@@ -43,30 +43,36 @@ class YONOSSR(nn.Module):
         unet: settings of diffusers' ``UNet2DConditionModel`` that differ from Stable Diffusion v1.
         vae: the same of ``AutoencoderKL``, but for the kinds of blocks, which follow from
             ``block_out_channels``.
+        haar_width: instead of ``vae`` a :class:`HaarAutoencoder` of this width.
         context_length: tokens of the constant context of the U-Net's cross-attention.
+        residual: the U-Net answers what the clean latent differs from the condition by, starting
+            from nothing; so a network trained from scratch need not learn to copy.
     """
 
     def __init__(
         self,
         unet: Mapping[str, Any] | None = None,
         vae: Mapping[str, Any] | None = None,
+        haar_width: int | None = None,
         context_length: int = 77,
+        residual: bool = False,
     ) -> None:
         super().__init__()
+        self.residual = residual
         # here, for its import takes seconds, and listing all models imports this file
-        from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+        from diffusers import DDIMScheduler, UNet2DConditionModel
 
-        vae_settings = VAE | dict(vae or {})
-        levels = len(vae_settings["block_out_channels"])
-        self.vae = AutoencoderKL(
-            **vae_settings,
-            down_block_types=("DownEncoderBlock2D",) * levels,
-            up_block_types=("UpDecoderBlock2D",) * levels,
-        )
-        self.factor = 2 ** (levels - 1)
-        channels = self.vae.config.latent_channels
+        if haar_width is None:
+            self.vae, channels, self.factor = _stable_diffusion_vae(vae)
+        else:
+            self.vae = HaarAutoencoder(haar_width)
+            channels, self.factor = self.vae.latent_channels, 2
+        self.latent_channels = channels
         unet_settings = UNET | {"out_channels": channels} | dict(unet or {})
         self.unet = UNet2DConditionModel(in_channels=2 * channels, **unet_settings)
+        if residual:
+            for values in self.unet.conv_out.parameters():
+                nn.init.zeros_(values)
         self.stride = self.factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
         width = self.unet.config.cross_attention_dim
         self.register_buffer("context", torch.zeros(1, context_length, width))
@@ -89,11 +95,34 @@ class YONOSSR(nn.Module):
     def encode(self, image: Tensor) -> Tensor:
         """Picture [B, 3, H, W] -> latent [B, 4, H/8, W/8], the mean of its distribution."""
         check_multiple(image, self.factor)
+        if isinstance(self.vae, HaarAutoencoder):
+            return self.vae.encoder(image) * self.latent_scale
         return self.vae.encode(image).latent_dist.mode() * self.latent_scale
 
     def decode(self, latent: Tensor) -> Tensor:
         """Latent -> picture."""
+        if isinstance(self.vae, HaarAutoencoder):
+            return self.vae.decoder(latent / self.latent_scale)
         return self.vae.decode(latent / self.latent_scale).sample
+
+    def autoencode(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Picture -> what remains of it, and how far its latents' distribution is from a normal one
+        (KL divergence, 0 without a distribution).
+        """
+        if isinstance(self.vae, HaarAutoencoder):
+            return self.vae.decoder(self.vae.encoder(image)), image.new_zeros(())
+        distribution = self.vae.encode(image).latent_dist
+        return self.vae.decode(distribution.sample()).sample, distribution.kl().mean()
+
+    def decoder_parts(self) -> list[nn.Module]:
+        """The second half of the autoencoder."""
+        names = ("decoder", "post_quant_conv")
+        return [getattr(self.vae, name) for name in names if hasattr(self.vae, name)]
+
+    @property
+    def last_layer(self) -> Tensor:
+        """The decoder's last kernel."""
+        return [p for p in self.vae.decoder.parameters() if p.ndim == 4][-1]
 
     def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Timesteps [B] -> share of signal alpha and of noise sigma, [B, 1, 1, 1]."""
@@ -112,7 +141,10 @@ class YONOSSR(nn.Module):
             unet: instead of the model's own.
         """
         context = self.context.expand(len(noisy), -1, -1)
-        return (unet or self.unet)(torch.cat([noisy, condition], 1), t, context).sample
+        answer = (unet or self.unet)(torch.cat([noisy, condition], 1), t, context).sample
+        if self.residual:
+            answer = answer - self.levels(t)[1] * condition
+        return answer
 
     def denoise(
         self, noisy: Tensor, condition: Tensor, t: Tensor, unet: nn.Module | None = None
@@ -164,7 +196,7 @@ class YONOSSR(nn.Module):
         enlarged = upsample(low, scale)
         padded = pad_to_multiple(enlarged, self.stride)
         sides = [side // self.factor for side in padded.shape[-2:]]
-        shape = (len(low), self.vae.config.latent_channels, *sides)
+        shape = (len(low), self.latent_channels, *sides)
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(low)
         # the noise travels with the pixels, so that each tile gets its own part of it
         canvas = torch.cat([padded, interpolate(noise, scale_factor=float(self.factor))], 1)
@@ -202,6 +234,73 @@ class YONOSSR(nn.Module):
         ours = {"context": self.context, "latent_scale": self.latent_scale}
         ours |= {f"unet.{name}": value for name, value in unet.items()}
         return ours | {f"vae.{_attention(name)}": _linear(name, v) for name, v in vae.items()}
+
+
+class HaarAutoencoder(nn.Module):
+    """A small autoencoder that need not learn to copy.
+
+    ``encoder``: picture [B, 3, H, W] -> latents [B, 6, H/2, W/2]; ``decoder``: back. They begin as
+    the Haar transform of 2x2 pixels in YCbCr without the colours' differences, as JPEG's 4:2:0:
+    luma passes untouched, colours at half the size. Convolutions on either side learn the rest.
+
+    Args:
+        width: channels of the convolutions.
+    """
+
+    latent_channels = 6
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        signs = torch.tensor([[1.0, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]])
+        colours = torch.tensor(
+            [[0.299, 0.587, 0.114], [-0.1687, -0.3313, 0.5], [0.5, -0.4187, -0.0813]]
+        )
+        # rows: luma's mean and differences, both colours' means, both colours' differences
+        order = [0, 1, 2, 3, 4, 8, 5, 6, 7, 9, 10, 11]
+        haar = torch.kron(colours, signs / 2)[order]  # [12, 3 colours x 2x2 pixels]
+        split = nn.Conv2d(3, 6, 2, 2, bias=False)
+        merge = nn.ConvTranspose2d(12, 3, 2, 2, bias=False)
+        with torch.no_grad():
+            split.weight.copy_(haar[:6].view(6, 3, 2, 2))
+            merge.weight.copy_(torch.linalg.inv(haar).T.reshape(12, 3, 2, 2))
+        self.encoder = nn.Sequential(split, _Refine(6, 6, width))
+        self.decoder = nn.Sequential(_Refine(6, 12, width), merge)
+
+
+class _Refine(nn.Module):
+    """Adds to the input, and to zeros where there is none, what convolutions find; at first 0."""
+
+    def __init__(self, in_chans: int, out_chans: int, width: int) -> None:
+        super().__init__()
+        self.more = out_chans - in_chans
+        last = nn.Conv2d(width, out_chans, 3, padding=1)
+        for values in last.parameters():
+            nn.init.zeros_(values)
+        self.layers = nn.Sequential(
+            nn.Conv2d(in_chans, width, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.SiLU(),
+            last,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, in_chans, H, W] -> [B, out_chans, H, W]."""
+        return pad(x, (0, 0, 0, 0, 0, self.more)) + self.layers(x)
+
+
+def _stable_diffusion_vae(settings: Mapping[str, Any] | None) -> tuple[nn.Module, int, int]:
+    """The autoencoder, its latents' channels, and how many times smaller they are."""
+    from diffusers import AutoencoderKL
+
+    settings = VAE | dict(settings or {})
+    levels = len(settings["block_out_channels"])
+    vae = AutoencoderKL(
+        **settings,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+    )
+    return vae, vae.config.latent_channels, 2 ** (levels - 1)
 
 
 def upsample(low: Tensor, scale: int) -> Tensor:
@@ -273,10 +372,8 @@ def yonos_sr(**kwargs: Any) -> YONOSSR:
 
 
 @register_model()
-def yonos_sr_tiny(
-    unet: Mapping[str, Any] | None = None, vae: Mapping[str, Any] | None = None, **kwargs: Any
-) -> YONOSSR:
-    """YONOS-SR with latents of half the picture's size; 1.1 M parameters."""
+def yonos_sr_tiny(unet: Mapping[str, Any] | None = None, **kwargs: Any) -> YONOSSR:
+    """YONOS-SR with latents of half the picture's size, learnt as residuals; 1.1 M parameters."""
     small_unet = {
         "block_out_channels": (32, 64),
         "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
@@ -287,17 +384,12 @@ def yonos_sr_tiny(
         "norm_num_groups": 8,
         "sample_size": 16,
     }
-    small_vae = {
-        "block_out_channels": (16, 32),
-        "layers_per_block": 1,
-        "norm_num_groups": 8,
-        "sample_size": 64,
-    }
     return YONOSSR(
         **{
             "unet": small_unet | dict(unet or {}),
-            "vae": small_vae | dict(vae or {}),
+            "haar_width": 32,
             "context_length": 1,
+            "residual": True,
             **kwargs,
         }
     )
