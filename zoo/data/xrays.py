@@ -171,7 +171,9 @@ def draw_xray(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarr
     positive = bool(rng.integers(2))
     # spots keep a distance from the outlines
     share = gaussian_filter(lungs.astype(float), 2)
-    inside, outside = np.argwhere(share > 0.95), np.argwhere(share < 0.02)
+    # in small pictures nothing is far from an outline
+    deep = 0.95 if share.max() > 0.95 else 0.9 * share.max()
+    inside, outside = np.argwhere(share > deep), np.argwhere(share < 0.02)
     places = [outside[rng.integers(len(outside))] for _ in range(rng.integers(0, 3))]
     if positive:
         places.append(inside[rng.integers(len(inside))])
