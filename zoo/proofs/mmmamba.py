@@ -11,18 +11,15 @@ from typing import Any
 
 import torch
 
-from zoo.cli import Recipe
 from zoo.data import DataModule
-from zoo.list import recipes_folder
 from zoo.losses.distillation import attention_layers, masked_mse, tap
 from zoo.models.multimodal.cost import full_size_bounds
 from zoo.models.multimodal.decoder import MultimodalDecoder
 from zoo.models.multimodal.mmmamba import load_decoder, seed_student
 from zoo.proofs.base import Measurement
+from zoo.proofs.trained import open_recipe, train
 from zoo.tasks import Task
 from zoo.tasks.visual_chat import inputs_of
-
-RECIPES = "multimodal/mmmamba"
 
 
 @functools.cache
@@ -41,18 +38,7 @@ def _trained(recipe: str, overrides: str, name: str) -> tuple[Task, DataModule, 
         "model.init_args.export": str(_scratch() / name),
         **json.loads(overrides),
     }
-    arguments = [
-        f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
-        for key, value in options.items()
-    ]
-    parsed = Recipe(recipes_folder() / RECIPES / f"{recipe}.yaml", arguments)
-    task, data = parsed.build()
-    trainer = parsed.build_trainer(
-        logger=False, enable_checkpointing=False, enable_progress_bar=False, limit_val_batches=0
-    )
-    trainer.fit(task, datamodule=data)
-    scores = trainer.test(task, datamodule=data, verbose=False)[0]
-    return task, data, {key.rpartition("/")[2]: value for key, value in scores.items()}
+    return train(open_recipe(f"multimodal/mmmamba/{recipe}.yaml", options))
 
 
 def _teacher() -> tuple[Path, dict[str, float]]:

@@ -13,6 +13,15 @@ from zoo.proofs.base import Measurement
 from zoo.tasks import Task
 
 
+def open_recipe(recipe: str, overrides: dict[str, Any], seed: int = 0) -> Recipe:
+    """A recipe below ``recipes/`` with values set in it; see :class:`OfRecipe`."""
+    options = [
+        f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
+        for key, value in overrides.items()
+    ]
+    return Recipe(recipes_folder() / recipe, [*options, f"--seed_everything={seed}"])
+
+
 class OfRecipe(Measurement):
     """Something about a recipe.
 
@@ -26,11 +35,22 @@ class OfRecipe(Measurement):
 
     def open(self, seed: int = 0) -> Recipe:
         """The recipe with its overrides."""
-        options = [
-            f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
-            for key, value in self.overrides.items()
-        ]
-        return Recipe(recipes_folder() / self.recipe, [*options, f"--seed_everything={seed}"])
+        return open_recipe(self.recipe, self.overrides, seed)
+
+
+def train(recipe: Recipe) -> tuple[Task, DataModule, dict[str, float]]:
+    """Train a recipe and test it after its last step, without a run's folder.
+
+    Returns:
+        task, data, and what the test wrote (``test/iou`` as ``iou``).
+    """
+    task, data = recipe.build()
+    trainer = recipe.build_trainer(
+        logger=False, enable_checkpointing=False, enable_progress_bar=False, limit_val_batches=0
+    )
+    trainer.fit(task, datamodule=data)
+    scores = trainer.test(task, datamodule=data, verbose=False)[0]
+    return task, data, {key.rpartition("/")[2]: value for key, value in scores.items()}
 
 
 class Trained(OfRecipe):
@@ -60,14 +80,6 @@ class Trained(OfRecipe):
         return {name: sum(run[name] for run in runs) / len(runs) for name in runs[0]}
 
     def _run(self, seed: int) -> dict[str, float]:
-        recipe = self.open(seed)
-        task, data = recipe.build()
-        trainer = recipe.build_trainer(
-            logger=False, enable_checkpointing=False, enable_progress_bar=False
-        )
-        trainer.limit_val_batches = 0
-        trainer.fit(task, datamodule=data)
-        metrics = trainer.test(task, datamodule=data, verbose=False)[0]
-        measured = {key.rpartition("/")[2]: value for key, value in metrics.items()}
+        task, data, measured = train(self.open(seed))
         learning = sum(p.numel() for p in task.model.parameters() if p.requires_grad)
         return measured | {"parameters": learning} | self.inspect(task.eval(), data)

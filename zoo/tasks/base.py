@@ -341,6 +341,19 @@ class Task(pl.LightningModule, ABC):
         self.model.load_state_dict(judged_weights(checkpoint["state_dict"]))
 
 
+def check_num_classes(num_classes: int, names: Sequence[str], kind: str = "classes") -> None:
+    """The task's number of classes must be that of the data.
+
+    Raises:
+        ZooError: it is not; the message calls them ``kind``.
+    """
+    if len(names) != num_classes:
+        raise ZooError(
+            f"model.init_args.num_classes is {num_classes}, but the data have {len(names)} {kind}: "
+            f"set it to {len(names)}"
+        )
+
+
 def judged_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights that validation used, without prefix: averaged ones if there are any."""
     averaged = any(name.startswith("ema.module.") for name in state_dict)

@@ -19,7 +19,7 @@ from zoo.data import DataModule, ImageDataModule, ImageFolder
 from zoo.data.pictures import PICTURE_SUFFIXES, read_picture
 from zoo.errors import ZooError
 from zoo.plots import annotated_picture, confusion_matrix, prediction_grid
-from zoo.tasks.base import Task
+from zoo.tasks.base import Task, check_num_classes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -128,11 +128,7 @@ class ImageClassification(Task):
                 "expected a class such as zoo.data.ImageFolder"
             )
         self.class_names = list(data.class_names)
-        if len(self.class_names) != self.num_classes:
-            raise ZooError(
-                f"model.init_args.num_classes is {self.num_classes}, but the data have "
-                f"{len(self.class_names)} classes: set it to {len(self.class_names)}"
-            )
+        check_num_classes(self.num_classes, self.class_names)
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> logits [B, classes] of the judged model."""

@@ -17,6 +17,7 @@ from zoo.errors import ZooError
 from zoo.metrics.detection import AveragePrecision
 from zoo.plots.boxes import draw_objects
 from zoo.plots.panels import Panels
+from zoo.tasks.base import check_num_classes
 from zoo.tasks.dense import DenseTask
 
 _TARGETS = ("boxes", "labels", "masks", "iscrowd")
@@ -63,11 +64,7 @@ class Detection(DenseTask):
                 "zoo.data.coco.COCO"
             )
         names = data.class_names
-        if len(names) != self.num_classes:
-            raise ZooError(
-                f"model.init_args.num_classes is {self.num_classes}, but the data have "
-                f"{len(names)} kinds of objects: set it to {len(names)}"
-            )
+        check_num_classes(self.num_classes, names, "kinds of objects")
         self.class_names = names
 
     def training_loss(self, batch: dict[str, Any]) -> Tensor:
@@ -85,7 +82,7 @@ class Detection(DenseTask):
         """Truth and what was found."""
         picture = self.trainer.datamodule.to_display(batch["image"][index])
         return {
-            "truth": self._drawn(picture, _targets(batch)[index]),
+            "truth": self._drawn(picture, {name: batch[name][index] for name in _TARGETS}),
             "found": self._drawn(picture, self._shown_objects(predictions[index])),
         }
 

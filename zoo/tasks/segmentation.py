@@ -26,6 +26,7 @@ from zoo.losses.segmentation import (
 )
 from zoo.metrics.segmentation import BoundaryF1, ImageIoU, VolumeScores
 from zoo.plots.panels import Panels, overlay
+from zoo.tasks.base import check_num_classes
 from zoo.tasks.dense import DenseTask
 
 
@@ -112,11 +113,7 @@ class Segmentation(DenseTask):
                 f"data.class_path: {type(data).__name__} has no label maps, expected a class such "
                 "as zoo.data.Portraits"
             )
-        if len(names) != self.num_classes:
-            raise ZooError(
-                f"model.init_args.num_classes is {self.num_classes}, but the data have "
-                f"{len(names)} classes: set it to {len(names)}"
-            )
+        check_num_classes(self.num_classes, names)
         self.class_names = names
 
     def forward(self, image: Tensor) -> Tensor:
