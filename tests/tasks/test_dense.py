@@ -9,6 +9,7 @@ from lightning.pytorch import Trainer
 from PIL import Image
 from skimage.data import astronaut
 
+from zoo.data.ade20k import ADE20K
 from zoo.data.crowds import ShanghaiTech
 from zoo.data.inpainting import Inpainting as InpaintingData
 from zoo.data.maps import SmallSample
@@ -57,7 +58,7 @@ def fit(task, data, **settings):
 
 def predict(task, data, files, tmp_path):
     folder = tmp_path / "out"
-    folder.mkdir()
+    folder.mkdir(parents=True)
     return task.predict_files(files, data, folder), sorted(folder.iterdir())
 
 
@@ -69,6 +70,21 @@ def test_segmented_picture_has_its_own_size(photo, tmp_path):
     assert rows[0]["share of background"] + rows[0]["share of person"] == pytest.approx(1, abs=2e-4)
     assert [path.name for path in drawn] == ["0001_photo.png", "0001_photo_result.png"]
     assert Image.open(drawn[1]).size == (150, 101)
+
+
+def test_names_of_classes_are_kept_in_checkpoints(photo, tmp_path):
+    """So a picture is judged where the data set, whose file has the names, is not at hand."""
+    gone = ADE20K(root=str(tmp_path / "gone"), crop=32)
+    task = Segmentation(model="sinet", num_classes=2)
+    with pytest.raises(ZooError, match="gone"):
+        predict(task, gone, [photo], tmp_path / "without")
+    task.class_names = ["wall", "window"]
+    checkpoint = {"state_dict": task.state_dict()}
+    task.on_save_checkpoint(checkpoint)
+    other = Segmentation(model="sinet", num_classes=2)
+    other.load_weights(checkpoint)
+    rows, _ = predict(other, gone, [photo], tmp_path / "with")
+    assert set(rows[0]) == {"file", "share of wall", "share of window"}
 
 
 def test_slices_become_grey(photo, tmp_path):

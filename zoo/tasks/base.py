@@ -124,6 +124,8 @@ class Task(pl.LightningModule, ABC):
     input_suffixes: ClassVar[frozenset[str]]
 
     model: nn.Module
+    #: Names of the classes, where the task has any and knows them; they are kept in checkpoints.
+    class_names: Sequence[str] | None = None
 
     def __init__(
         self,
@@ -328,7 +330,11 @@ class Task(pl.LightningModule, ABC):
     # checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Without optimizer, keep one set of weights under ``model.``: the judged one."""
+        """Keep the names of the classes; without optimizer, one set of weights under ``model.``:
+        the judged one.
+        """
+        if self.class_names is not None:
+            checkpoint["class_names"] = list(self.class_names)
         if "optimizer_states" not in checkpoint:
             checkpoint["state_dict"] = {
                 f"model.{name}": value
@@ -336,9 +342,12 @@ class Task(pl.LightningModule, ABC):
             }
 
     def load_weights(self, checkpoint: Mapping[str, Any]) -> None:
-        """Take the judged weights of a checkpoint; the average, if there is one, ends here."""
+        """Take the judged weights of a checkpoint, and the names of the classes, if it has any; the
+        average, if there is one, ends here.
+        """
         self.ema = None
         self.model.load_state_dict(judged_weights(checkpoint["state_dict"]))
+        self.class_names = checkpoint.get("class_names", self.class_names)
 
 
 def check_num_classes(num_classes: int, names: Sequence[str], kind: str = "classes") -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -231,16 +231,6 @@ class ImageClassification(Task):
         }
 
     # files
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the names of the classes beside the weights."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["class_names"] = self.class_names
-
-    def load_weights(self, checkpoint: Mapping[str, Any]) -> None:
-        """Take the judged weights and the names of the classes."""
-        super().load_weights(checkpoint)
-        self.class_names = checkpoint["class_names"]
 
     @torch.inference_mode()
     def predict_files(

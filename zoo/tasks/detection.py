@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -41,7 +40,6 @@ class Detection(DenseTask):
 
     def __init__(self, num_classes: int, shown_score: float = 0.5, **kwargs: Any) -> None:
         self.num_classes, self.shown_score = num_classes, shown_score
-        self.class_names: Sequence[str] | None = None
         super().__init__(**kwargs)
 
     def configure_models(self) -> None:
@@ -88,7 +86,8 @@ class Detection(DenseTask):
 
     def predict_image(self, image: Tensor, data: Any) -> dict[str, Tensor]:
         """Objects in a picture [3, H, W] in 0..1; the detector scales it."""
-        self.class_names = getattr(data, "class_names", None)
+        if self.class_names is None:  # weights without names, such as published ones
+            self.class_names = getattr(data, "class_names", None)
         found = self.eval_model([data.to_input(image).to(self.device)])[0]
         return self._shown_objects(_outlined(found))
 

@@ -81,7 +81,6 @@ class Segmentation(DenseTask):
         self.encoder_epochs = encoder_epochs
         self.encoder_boundary_width = encoder_boundary_width
         self.spacing = spacing
-        self.class_names: Sequence[str] | None = None
         super().__init__(**kwargs)
 
     def configure_models(self) -> None:
@@ -216,7 +215,8 @@ class Segmentation(DenseTask):
 
         The network sees it in the size in which it saw its own data; the answer is resized back.
         """
-        self.class_names = getattr(data, "class_names", None)
+        if self.class_names is None:  # weights without names, such as published ones
+            self.class_names = getattr(data, "class_names", None)
         size = data.input_size(*image.shape[-2:])
         seen = image
         if size is not None:
