@@ -14,6 +14,7 @@ import zoo.evaluate
 import zoo.list
 import zoo.train
 from tests.tiny import ROOT, start, tiny_recipe
+from zoo.cli import Recipe
 from zoo.command import command
 from zoo.errors import ZooError
 
@@ -94,6 +95,18 @@ def test_wrong_option_is_one_line(in_tmp_path, capsys, options, expected):
     recipe = tiny_recipe(in_tmp_path)
     assert expected in error_of(capsys, zoo.train.main([str(recipe), *options]))
     assert not (in_tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["model.init_args.stages", "model.stages"])
+def test_a_list_given_anew_takes_nothing_from_the_one_before(name):
+    recipe = ROOT / "recipes/dense/yonos_sr/small.yaml"
+    stage = {"train": "unet", "epochs": 1}
+    assert Recipe(recipe).config.model.init_args.stages[2].distil
+    (*_, third) = Recipe(
+        recipe, [f"--{name}={json.dumps([stage] * 3)}"]
+    ).config.model.init_args.stages
+    assert third.epochs == 1 and not third.distil
+    assert Recipe(recipe, ["--model.optimizer.lr=1"]).config.model.init_args.stages[2].distil
 
 
 def test_broken_files_are_one_line(in_tmp_path, capsys, trained_run):

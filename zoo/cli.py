@@ -59,10 +59,13 @@ class Recipe:
         self, path: Path, overrides: Sequence[str] = (), shown_as: str | None = None
     ) -> None:
         self.shown_as = shown_as or str(path)
-        self._check_groups(path)
+        content = read_yaml(path, self.shown_as)
+        self._check_groups(content)
         parser = _parser("model", "data")
+        # as text where a list is replaced: in a file, its items would lend theirs their settings
+        config = yaml.safe_dump(content) if _drop_replaced_lists(content, overrides) else str(path)
         try:
-            self.config = parser.parse_args(["--config", str(path), *overrides])
+            self.config = parser.parse_args(["--config", config, *overrides])
         except argparse.ArgumentError as error:
             raise ZooError(explain(str(error), self.shown_as, overrides, GROUPS)) from error
         self.text = parser.dump(self.config)
@@ -119,9 +122,8 @@ class Recipe:
     def _build_group(self, name: str) -> Any:
         return _parser().instantiate(Namespace({name: self.config[name]}))[name]
 
-    def _check_groups(self, path: Path) -> None:
+    def _check_groups(self, content: Mapping[str, Any]) -> None:
         """What jsonargparse would say badly or not at all."""
-        content = read_yaml(path, self.shown_as)
         known = ["seed_everything", "model", "data", *GROUPS]
         for key in content:
             if key not in known:
@@ -136,6 +138,22 @@ class Recipe:
                     raise ZooError(
                         f"{self.shown_as}: {group}.{key}: no such key; {suggest(str(key), keys)}"
                     )
+
+
+def _drop_replaced_lists(content: dict[str, Any], overrides: Sequence[str]) -> bool:
+    """Take the lists out of a recipe that ``--a.b`` gives anew; whether there are any."""
+    found = False
+    for option in overrides:
+        holder: Any = None
+        value: Any = content
+        for key in option.removeprefix("--").partition("=")[0].split("."):
+            if isinstance(value, dict) and key not in value:
+                value = value.get("init_args")  # which options may leave out
+            holder, value = value, value.get(key) if isinstance(value, dict) else None
+        if isinstance(value, list):
+            del holder[key]
+            found = True
+    return found
 
 
 def read_yaml(path: Path, shown_as: str | Path) -> dict[str, Any]:

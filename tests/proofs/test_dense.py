@@ -7,6 +7,7 @@ from zoo.proofs.mutual_inpainting import HoleGap, MeanFill
 from zoo.proofs.prelude_net import DepthOfVideos
 from zoo.proofs.sfanet import ConstantCount
 from zoo.proofs.sinet import Blocking
+from zoo.proofs.yonos_sr import DecoderStage, TargetNoise
 
 
 @pytest.fixture
@@ -43,6 +44,23 @@ def test_hole_gap(tiny):
 def test_looks(tiny):
     measured = Looks("dense/medusa_medical/small.yaml", tiny).measure()
     assert measured["contrast"] > 0 and 0 <= measured["acc1"] <= 1
+
+
+def test_noise_of_targets(tiny):
+    tiny["data.init_args.sample"] = {"train": 8, "val": 2, "test": 2, "size": 32}
+    tiny["model.init_args.stages"] = [{"train": "unet", "scale": 2, "epochs": 1}]
+    measured = TargetNoise("dense/yonos_sr/small.yaml", tiny).measure()
+    assert measured["sharp_noise"] > 0 and measured["distilled_noise"] > 0
+    assert measured["sharp_noise"] != measured["distilled_noise"]
+
+
+def test_decoder_stage_leaves_the_denoiser(tiny):
+    tiny["data.init_args.sample"] = {"train": 8, "val": 2, "test": 2, "size": 32}
+    tiny["model.init_args.stages"] = [{"train": "unet", "scale": 4, "epochs": 1}]
+    stage = {"model.init_args.stages": [{"train": "decoder", "scale": 4, "epochs": 1}]}
+    measured = DecoderStage(stage, recipe="dense/yonos_sr/small.yaml", overrides=tiny).measure()
+    assert measured["denoiser_moved"] == 0
+    assert measured["l1_after"] != measured["l1_before"]
 
 
 def test_depth_of_videos(tiny):

@@ -111,6 +111,19 @@ def test_the_teacher_is_the_denoiser_before_its_stage(root):
     assert not any(p.requires_grad for p in module.teacher.parameters())
 
 
+def test_the_noisy_share_of_the_schedule(root, monkeypatch):
+    times = []
+    module = task([Stage("unet", 1, scale=4)], noisy_share=0.2)
+    denoise = module.model.denoise
+    monkeypatch.setattr(
+        module.model,
+        "denoise",
+        lambda *inputs: (times.extend(inputs[2].tolist()), denoise(*inputs))[1],
+    )
+    train(module, pictures(root), 3)
+    assert len(times) == 12 and min(times) >= 800 and max(times) < 1000
+
+
 def test_checkpoints_keep_the_teacher(root, tmp_path):
     stages = [Stage("unet", 2, scale=4, distil=True)]
     module = task(stages)
@@ -141,6 +154,10 @@ def test_pictures_of_any_size(root, tmp_path):
 def test_wrong_settings_are_said(root):
     with pytest.raises(ZooError, match="stages is empty"):
         task([])
+    with pytest.raises(ZooError, match=r"noisy_share is 0\.0, expected more than 0"):
+        task(noisy_share=0.0)
+    with pytest.raises(ZooError, match=r"steps is 4, but noisy_share 0\.2"):
+        task(noisy_share=0.2, steps=4)
     with pytest.raises(ZooError, match="the stages need 8 as well"):
         task([Stage("unet", 1, scale=8)]).check_data(pictures(root))
     with pytest.raises(ZooError, match="expected a multiple of 4"):

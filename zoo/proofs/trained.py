@@ -6,6 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from lightning.pytorch import Trainer
+
 from zoo.cli import Recipe
 from zoo.data import DataModule
 from zoo.list import recipes_folder
@@ -45,12 +47,18 @@ def train(recipe: Recipe) -> tuple[Task, DataModule, dict[str, float]]:
         task, data, and what the test wrote (``test/iou`` as ``iou``).
     """
     task, data = recipe.build()
+    trainer = fit_recipe(recipe, task, data)
+    scores = trainer.test(task, datamodule=data, verbose=False)[0]
+    return task, data, {key.rpartition("/")[2]: value for key, value in scores.items()}
+
+
+def fit_recipe(recipe: Recipe, task: Task, data: DataModule) -> Trainer:
+    """Train a task as its recipe says, without a run's folder and validation."""
     trainer = recipe.build_trainer(
         logger=False, enable_checkpointing=False, enable_progress_bar=False, limit_val_batches=0
     )
     trainer.fit(task, datamodule=data)
-    scores = trainer.test(task, datamodule=data, verbose=False)[0]
-    return task, data, {key.rpartition("/")[2]: value for key, value in scores.items()}
+    return trainer
 
 
 class Trained(OfRecipe):

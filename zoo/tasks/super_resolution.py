@@ -63,6 +63,9 @@ class SuperResolution(DenseTask):
     Args:
         stages: in order; the last goes on if the run is longer.
         steps: of DDIM, when pictures are judged or predicted.
+        noisy_share: of the schedule, from its end of pure noise on, that the denoiser learns. One
+            step starts at that end, so a short training may spend itself there; more steps need all
+            of the schedule, 1.0.
         tile, overlap: of pictures, in pixels of the result.
         stable_diffusion: folder of Stable Diffusion v1 as diffusers stores it, to start from.
         vgg: torchvision's ImageNet weights of ``vgg16``, for LPIPS: file or URL; null: none.
@@ -81,6 +84,7 @@ class SuperResolution(DenseTask):
         self,
         stages: Sequence[Stage],
         steps: int = 1,
+        noisy_share: float = 1.0,
         tile: int = 512,
         overlap: int = 64,
         stable_diffusion: str | None = None,
@@ -93,7 +97,16 @@ class SuperResolution(DenseTask):
     ) -> None:
         if not stages:
             raise ZooError("model.init_args.stages is empty, expected at least one stage")
-        self.stages, self.steps = list(stages), steps
+        if not 0 < noisy_share <= 1:
+            raise ZooError(
+                f"model.init_args.noisy_share is {noisy_share}, expected more than 0, at most 1"
+            )
+        if steps > 1 and noisy_share < 1:
+            raise ZooError(
+                f"model.init_args.steps is {steps}, but noisy_share {noisy_share}: more than one "
+                "step needs the whole schedule, noisy_share 1"
+            )
+        self.stages, self.steps, self.noisy_share = list(stages), steps, noisy_share
         self.tile, self.overlap = tile, overlap
         self.stable_diffusion, self.vgg = stable_diffusion, vgg
         self.perceptual_weight, self.gan_weight = perceptual_weight, gan_weight
@@ -213,7 +226,7 @@ class SuperResolution(DenseTask):
             return self._autoencoder_loss(batch["image"])
         self._fit_latent_scale(batch["image"])
         if stage.train == "unet":
-            return self._denoiser_loss(batch, stage)
+            return self.denoiser_loss(batch, stage)
         return self._decoder_loss(batch, stage)
 
     def _autoencoder_loss(self, image: Tensor) -> Tensor:
@@ -237,13 +250,15 @@ class SuperResolution(DenseTask):
             for model in {id(m): m for m in (self.model, self.eval_model)}.values():
                 model.latent_scale.copy_(scale)
 
-    def _denoiser_loss(self, batch: dict[str, Any], stage: Stage) -> Tensor:
+    def denoiser_loss(self, batch: dict[str, Any], stage: Stage) -> Tensor:
         """Weighted squared error of the clean latent, against the sharp one or the teacher's."""
         model, image = self.model, batch["image"]
         with torch.no_grad():
             target = model.encode(image)
             condition = model.encode(upsample(batch[f"low_{stage.scale}"], stage.scale))
-        t = torch.randint(model.num_timesteps, (len(image),), device=image.device)
+        end = model.num_timesteps
+        first = min(round((1 - self.noisy_share) * end), end - 1)
+        t = torch.randint(first, end, (len(image),), device=image.device)
         noise = torch.randn_like(target)
         alpha, sigma = model.levels(t)
         noisy = alpha * target + sigma * noise
