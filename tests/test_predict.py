@@ -120,3 +120,8 @@ def test_published_weights_by_recipe(pictures, tmp_path):
     (row,) = rows_of(tmp_path / "out")
     assert {"share of background", "share of person"} <= set(row)
     assert Image.open(tmp_path / "out" / "0001_tall_result.png").size == (200, 300)
+
+
+def test_device_that_is_not_here(trained_run, pictures, capsys):
+    arguments = [str(pictures), "--checkpoint", str(trained_run), "--device", "gpu"]
+    assert "--device gpu cannot be used" in error_of(capsys, zoo.predict.main(arguments))

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import sys
-from difflib import get_close_matches
 from importlib import import_module
 
 from zoo.command import command
-from zoo.errors import ZooError
+from zoo.errors import ZooError, suggest
 
 COMMANDS = {
     "train": "train a recipe, test the best checkpoint, draw pictures",
@@ -32,9 +31,7 @@ def main(argv: list[str]) -> int:
             print(f"  {known:<10}{what}")
         return 0
     if name not in COMMANDS:
-        close = get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(COMMANDS)}"
-        raise ZooError(f"zoo: there is no command {name!r}; {hint}")
+        raise ZooError(f"zoo: there is no command {name!r}; {suggest(name, COMMANDS)}")
     return import_module(f"zoo.{name}").main(rest)
 
 

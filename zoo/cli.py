@@ -25,8 +25,8 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from zoo.data import DataModule
-from zoo.errors import ZooError
-from zoo.recipe_errors import explain, suggest
+from zoo.errors import ZooError, suggest
+from zoo.recipe_errors import explain
 from zoo.runs import Checkpoints
 from zoo.tasks import Task
 
@@ -117,7 +117,10 @@ class Recipe:
         try:
             return pl.Trainer(**given)
         except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
-            raise ZooError(f"{self.shown_as}: trainer: {error}") from error
+            hint = ""
+            if given["accelerator"] in ("gpu", "cuda"):
+                hint = "; --trainer.accelerator auto --trainer.devices 1 takes what is here"
+            raise ZooError(f"{self.shown_as}: trainer: {error}{hint}") from error
 
     def _build_group(self, name: str) -> Any:
         return _parser().instantiate(Namespace({name: self.config[name]}))[name]

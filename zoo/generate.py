@@ -23,6 +23,7 @@ from zoo.command import command
 from zoo.decoding import VERIFIERS, Generation, Method, generate, list_methods, make_method
 from zoo.decoding.comparison import figure, on_prompts, on_spec_bench, show, write_json
 from zoo.decoding.spec_bench import TASKS, read_questions
+from zoo.devices import usable_device
 from zoo.errors import ZooError
 from zoo.models.language.base_lm import load_causal_lm, load_tokenizer
 from zoo.show import print_table, say
@@ -106,7 +107,7 @@ def _arguments() -> argparse.ArgumentParser:
     add("--top-p", type=float, default=1.0, help="draw from the best tokens of this mass")
     add("--verifier", help=f"rule of acceptance: {', '.join(VERIFIERS)}")
     add("--seed", type=int, default=0, help="of the draws (default 0)")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--device", help="such as cpu or cuda:1 (default: the first GPU, where there is one)")
     add("--dtype", choices=DTYPES, help="of the target; its own by default")
     add("--text-only", action="store_true", help="print the text and measure nothing")
     add("--compare", metavar="all|METHODS", help="measure several methods (a,b,c) on the prompts")
@@ -167,11 +168,7 @@ def _make_folders(arguments: argparse.Namespace) -> None:
 
 
 def _load(arguments: argparse.Namespace) -> Target:
-    try:
-        device = torch.empty(0, device=arguments.device).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ZooError(f"--device {arguments.device} cannot be used: {reason}") from None
+    device = usable_device(arguments.device)
     options = {} if arguments.dtype is None else {"dtype": getattr(torch, arguments.dtype)}
     model = load_causal_lm(arguments.target, **options).to(device)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import sys
@@ -19,6 +20,10 @@ OPTIONAL = {"mamba-ssm": "[cuda]", "causal-conv1d": "[cuda]", "mkdocs-material":
 @command
 def main(argv: list[str]) -> int:
     """Print ten lines."""
+    parser = argparse.ArgumentParser(
+        prog="zoo info", allow_abbrev=False, description="What is installed, built and in use."
+    )
+    parser.parse_args(argv)
     for name, line in report().items():
         print(f"{name:<14}{line}")
     return 0

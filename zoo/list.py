@@ -11,7 +11,7 @@ import torch
 import zoo
 from zoo.command import command
 from zoo.errors import ZooError
-from zoo.show import print_table
+from zoo.show import print_table, say
 
 
 def recipes_folder() -> Path:
@@ -32,18 +32,23 @@ def main(argv: list[str]) -> int:
     if not names:
         raise ZooError(f"no model matches {pattern!r}; zoo list shows them all")
     infos = [zoo.model_info(name) for name in names]
-    for family, system in sorted({(info.family, info.system) for info in infos}):
+    systems = {(info.family, info.system) for info in infos}
+    if pattern == "*":  # some bring no model of their own, such as ways of decoding
+        systems |= {path.parts[-3:-1] for path in recipes_folder().glob("*/*/*.yaml")}
+    for family, system in sorted(systems):
         recipes = (recipes_folder() / family / system).glob("*.yaml")
-        print_table(
-            f"{family}/{system}   recipes: {', '.join(sorted(p.name for p in recipes)) or 'none'}",
-            ("model", "parameters", "description"),
-            [
-                (info.name, f"{_parameters(info.name):,}", info.description)
-                for info in infos
-                if (info.family, info.system) == (family, system)
-            ],
-            right=("parameters",),
+        title = (
+            f"{family}/{system}   recipes: {', '.join(sorted(p.name for p in recipes)) or 'none'}"
         )
+        rows = [
+            (info.name, f"{_parameters(info.name):,}", info.description)
+            for info in infos
+            if (info.family, info.system) == (family, system)
+        ]
+        if rows:
+            print_table(title, ("model", "parameters", "description"), rows, right=("parameters",))
+        else:
+            say(f"{title}   no model of its own\n")
     return 0
 
 

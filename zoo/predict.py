@@ -17,6 +17,7 @@ from pathlib import Path
 from zoo.cli import Recipe, quiet
 from zoo.command import command
 from zoo.data import DataModule
+from zoo.devices import usable_device
 from zoo.errors import ZooError
 from zoo.runs import read_checkpoint, resolve_checkpoint
 from zoo.show import print_table, say
@@ -48,6 +49,9 @@ def _arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("--num_classes", type=int, default=1000, help="of --model (default 1000)")
     parser.add_argument(
+        "--device", help="such as cpu or cuda:1 (default: the first GPU, where there is one)"
+    )
+    parser.add_argument(
         "--output", type=Path, metavar="FOLDER", help="new folder (default predictions/<time>)"
     )
     return parser
@@ -61,10 +65,15 @@ def main(argv: list[str]) -> int:
     output = arguments.output or Path("predictions", time.strftime("%Y-%m-%d_%H-%M-%S"))
     if output.exists():
         raise ZooError(f"--output: {output} exists already, expected the name of a new folder")
+    device = usable_device(arguments.device)
     task, data = _load(arguments)
+    task.to(device)
     files = task.find_inputs(arguments.files)
     part = output.with_name(f".{output.name}.part")
-    part.mkdir(parents=True)
+    try:
+        part.mkdir(parents=True)
+    except OSError as error:
+        raise ZooError(f"--output: {output} cannot be made: {error.strerror}") from None
     try:
         rows = task.predict_files(files, data, part)
         with (part / "predictions.csv").open("w", newline="") as file:

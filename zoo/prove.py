@@ -11,14 +11,13 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from difflib import get_close_matches
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
 from zoo.cli import quiet, read_yaml
 from zoo.command import command
-from zoo.errors import ZooError
+from zoo.errors import ZooError, suggest
 from zoo.list import recipes_folder
 from zoo.proofs import Proof, check
 from zoo.proofs.results import Result, record, verdict, write_page
@@ -106,9 +105,7 @@ def _find(system: str, files: list[Path]) -> Path:
     found = [file for name, file in names.items() if system in (name, name.rpartition("/")[2])]
     if len(found) != 1:
         short = [name.rpartition("/")[2] for name in names]
-        close = get_close_matches(system, short, n=3)
-        hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(short)}"
-        raise ZooError(f"no proof for {system!r}; {hint}")
+        raise ZooError(f"no proof for {system!r}; {suggest(system, short)}")
     return found[0]
 
 

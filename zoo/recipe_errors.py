@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
 from pydoc import locate
 
 from jsonargparse import ArgumentParser
+
+from zoo.errors import suggest
 
 _KEY = re.compile(r'Parser key "([^"]+)":(.*)')
 _CLASS = re.compile(r"Problem with given class_path '([^']+)'")
@@ -26,15 +27,6 @@ _GIVEN = re.compile(r"Given value: (.*)")
 def keys_of(cls: type) -> list[str]:
     """Keys that a class takes in a recipe; those of its settings with a dot."""
     return ArgumentParser(exit_on_error=False).add_class_arguments(cls, fail_untyped=False)
-
-
-def suggest(key: str, known: Iterable[str]) -> str:
-    """``did you mean ...?``, or all that is known."""
-    known = sorted(set(known))
-    close = get_close_matches(key, known, n=3, cutoff=0.6)
-    if close:
-        return f"did you mean {' or '.join(close)}?"
-    return f"expected one of {', '.join(known)}"
 
 
 def explain(report: str, recipe: str, overrides: Sequence[str], groups: dict[str, type]) -> str:

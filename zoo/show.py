@@ -9,6 +9,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import nn
 
 LONGEST_UNBROKEN = 30
@@ -48,7 +49,7 @@ def print_table(
             overflow="fold",
         )
     for row in cells:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))  # a file's name is no markup
     console = Console(highlight=False)
     console.print(title, style="bold", markup=False, soft_wrap=True)
     console.print(table)

@@ -110,7 +110,8 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server() -> Iterator[str]:
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
     Handler.requests = []
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -167,7 +168,8 @@ def test_cache_that_cannot_be_written(server: str, cache: Path) -> None:
         read_state_dict(f"{server}/model.pth")
 
 
-def test_unreachable(cache: Path) -> None:
+def test_unreachable(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
     with pytest.raises(ZooError, match=r"cannot be reached \(.*refused"):
         read_state_dict("http://127.0.0.1:9/model.pth")
     assert list(cache.iterdir()) == []

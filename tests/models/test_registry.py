@@ -153,3 +153,29 @@ def test_imports_load_no_more_than_they_need():
 def test_timm_knows_the_models_if_it_was_there_first():
     code = "import timm, zoo; print(*timm.list_models('plainmamba*'))"
     assert run(code) == "plainmamba_l1 plainmamba_l2 plainmamba_l3\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("base_lm_small", {"hidden_sise": 8}, "hidden_sise is no setting of Llama; did you mean"),
+        ("sinet", {"gate": "shut"}, "gate is 'shut', expected one of softmax, sigmoid, open"),
+        (
+            "prelude_net_tiny",
+            {"decoder": "rnn"},
+            "decoder is 'rnn', expected one of conv_lstm, conv",
+        ),
+        ("prelude_net_tiny", {"mode": "see"}, "mode is 'see', expected one of infer, predict"),
+        ("prelude_net_tiny", {"hybrid": "no"}, "hybrid is 'no', expected one of joint, detached"),
+        ("taskexpert_conv", {"gate": "open"}, "gate is 'open', expected one of dynamic, static"),
+        ("taskexpert_conv", {"norm": "layer"}, "norm is 'layer', expected one of batch, group"),
+        (
+            "medusa_medical_resnet50",
+            {"mode": "add"},
+            "mode is 'add', expected one of residual, gate",
+        ),
+    ],
+)
+def test_words_that_are_no_choice(name, arguments, message):
+    with pytest.raises(ZooError, match=message):
+        zoo.create_model(name, **arguments)

@@ -25,9 +25,11 @@ def density_loss(
     """
     loss = (density - target).square().sum()
     if attention is not None:
-        loss = loss + attention_weight * binary_cross_entropy(
-            attention, attention_target, reduction="sum"
-        )
+        with torch.autocast(attention.device.type, enabled=False):  # which refuses it on a GPU
+            cross_entropy = binary_cross_entropy(
+                attention.float(), attention_target.float(), reduction="sum"
+            )
+        loss = loss + attention_weight * cross_entropy
     return loss / len(density)
 
 

@@ -11,6 +11,7 @@ and how many rows of ``metrics.csv`` belong to it.
 from __future__ import annotations
 
 import io
+import math
 import random
 from pathlib import Path
 from typing import Any, Literal
@@ -150,7 +151,8 @@ class Checkpoints(Checkpoint):
             )
         score = float(trainer.callback_metrics[self.monitor])
         sign = 1 if self.mode == "max" else -1
-        if self.best_score is None or sign * score > sign * self.best_score:
+        best = self.best_score
+        if best is None or math.isnan(best) or sign * score > sign * best:
             self.best_score = score
             trainer.save_checkpoint(self.best_path, weights_only=True)
 

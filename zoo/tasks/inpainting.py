@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -192,8 +194,12 @@ class Inpainting(DenseTask):
 
     def _log_means(self, split: str) -> None:
         for name, metric in self.means.items():
-            if name.startswith(f"{split}_") and metric.update_count:
-                self.log(f"{split}/{name.removeprefix(f'{split}_')}", metric.compute())
+            if name.startswith(f"{split}_"):
+                with warnings.catch_warnings():  # of no update: other processes may have had some
+                    warnings.simplefilter("ignore")
+                    value = metric.compute()
+                if not value.isnan():  # no picture had such holes
+                    self.log(f"{split}/{name.removeprefix(f'{split}_')}", value)
                 metric.reset()
 
     def panels(self, batch: dict[str, Any], predictions: Any, index: int) -> Panels:
@@ -251,7 +257,7 @@ def _mask_of(path: Path) -> Tensor:
     """The mask beside a picture, [1, H, W]."""
     found = sorted(
         other
-        for other in path.parent.glob(f"{path.stem}{MASK_SUFFIX}.*")
+        for other in path.parent.glob(f"{glob.escape(path.stem)}{MASK_SUFFIX}.*")
         if other.suffix.lower() in PICTURE_SUFFIXES
     )
     if not found:

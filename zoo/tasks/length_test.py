@@ -87,8 +87,11 @@ class LengthTest:
                 read += count
             times = []
             for _ in range(self.steps):
+                token = tokens(1)
+                _wait_for(device)
                 began = time.perf_counter()
-                cache = _read(model, tokens(1), cache)
+                cache = _read(model, token, cache)
+                _wait_for(device)
                 times.append(time.perf_counter() - began)
             read += self.steps
             milliseconds.append(1000 * min(times))
@@ -103,6 +106,12 @@ def _read(model: nn.Module, tokens: Tensor, cache: Any) -> Any:
     name = "cache" if "cache" in known else "past_key_values"
     out = model(input_ids=tokens, use_cache=True, **{name: cache})
     return getattr(out, name)
+
+
+def _wait_for(device: torch.device) -> None:
+    """A GPU's work is only begun when a call returns."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _nbytes(cache: Any) -> int:

@@ -219,7 +219,7 @@ class MultiTask(DenseTask):
         for task, output in predictions.items():
             truth = batch[task][index].cpu()
             panels[f"{task}, true"] = _picture_of_truth(task, truth, picture)
-            panels[task] = _picture(task, output[index].cpu(), picture)
+            panels[task] = _picture(task, output[index].float().cpu(), picture)
         return panels
 
     def predict_image(self, image: Tensor, data: DataModule) -> dict[str, Tensor]:
@@ -251,7 +251,7 @@ class MultiTask(DenseTask):
         """What each task says; the share of each class, the mean depth."""
         panels, columns = {"picture": picture}, {}
         for task, maps in output.items():
-            panels[task] = _picture(task, maps[0].cpu(), picture)
+            panels[task] = _picture(task, maps[0].float().cpu(), picture)
             if task == "semseg":
                 share = np.bincount(maps[0].argmax(0).cpu().ravel(), minlength=len(maps[0]))
                 columns["most frequent class"] = int(share.argmax())

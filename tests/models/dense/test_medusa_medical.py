@@ -69,7 +69,7 @@ def test_attention_that_says_nothing_changes_nothing():
 
 
 def test_wrong_arguments_are_said():
-    with pytest.raises(ZooError, match="attention 'sa', expected one of medusa, none, se, cbam"):
+    with pytest.raises(ZooError, match="attention is 'sa', expected one of medusa, none, se, cbam"):
         Medusa(attention="sa", **SMALL)
     with pytest.raises(ZooError, match="backbone 'efficientnet_b0' has no four stages"):
         Medusa(backbone="efficientnet_b0")

@@ -108,7 +108,7 @@ def test_unet_shapes_and_learning(upsampler):
 
 
 def test_wrong_arguments_are_said():
-    with pytest.raises(ZooError, match="upsampler 'cubic'"):
+    with pytest.raises(ZooError, match="upsampler is 'cubic'"):
         WAUNet(upsampler="cubic")
     with pytest.raises(ZooError, match="multiples of 4"):
         WAUNet(widths=(8, 16, 32))(torch.zeros(1, 1, 30, 32))

@@ -12,7 +12,7 @@ chosen so that ResNet-50 with the body comes near the published 29.2 million par
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import timm
 import torch
@@ -20,11 +20,12 @@ from timm.layers import create_attn
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from zoo.errors import ZooError
+from zoo.errors import ZooError, check_choice
 from zoo.layers.unet import TransposedUp, UNet
 from zoo.models.registry import register_model
 
 ATTENTIONS = ("medusa", "none", "se", "cbam")
+Mode = Literal["residual", "gate"]
 
 
 class Medusa(nn.Module):
@@ -54,11 +55,11 @@ class Medusa(nn.Module):
         body_widths: Sequence[int] = (24, 48, 96, 192, 384),
         global_chans: int = 16,
         body_size: int = 256,
-        mode: Literal["residual", "gate"] = "residual",
+        mode: Mode = "residual",
     ) -> None:
         super().__init__()
-        if attention not in ATTENTIONS:
-            raise ZooError(f"attention '{attention}', expected one of {', '.join(ATTENTIONS)}")
+        check_choice("attention", attention, ATTENTIONS)
+        check_choice("mode", mode, get_args(Mode))
         self.attention, self.body_size, self.mode = attention, body_size, mode
         self.backbone = timm.create_model(backbone, num_classes=0, **(backbone_args or {}))
         if not hasattr(self.backbone, "layer4"):

@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, max_pool2d, softplus
 from torch.utils.checkpoint import checkpoint
 
-from zoo.errors import ZooError
+from zoo.errors import ZooError, check_choice
 from zoo.layers.conv_lstm import ConvLSTM, conv3x3
 from zoo.layers.sizes import check_multiple
 from zoo.layers.unet import BilinearUp, UNet
@@ -29,6 +29,10 @@ from zoo.models.registry import register_model
 
 #: Channels of PredNet's KITTI model.
 KITTI = (3, 48, 96, 192)
+
+Decoder = Literal["conv_lstm", "conv"]
+Mode = Literal["infer", "predict"]
+Hybrid = Literal["joint", "detached"]
 
 
 class VideoOutput(NamedTuple):
@@ -90,15 +94,18 @@ class PreludeNet(nn.Module):
         a_sizes: Sequence[int] = KITTI,
         r_sizes: Sequence[int] = KITTI,
         d_sizes: Sequence[int] = (24, 48, 96, 192),
-        decoder: Literal["conv_lstm", "conv"] = "conv_lstm",
-        mode: Literal["infer", "predict"] = "infer",
-        hybrid: Literal["joint", "detached"] = "joint",
+        decoder: Decoder = "conv_lstm",
+        mode: Mode = "infer",
+        hybrid: Hybrid = "joint",
         decoder_error: bool = False,
         max_depth: float | None = None,
         frame_bias: float = 0.0,
         grad_checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        check_choice("decoder", decoder, get_args(Decoder))
+        check_choice("mode", mode, get_args(Mode))
+        check_choice("hybrid", hybrid, get_args(Hybrid))
         if len(a_sizes) != len(r_sizes) or len(d_sizes) not in (0, len(a_sizes)):
             raise ZooError(
                 f"a_sizes, r_sizes and d_sizes have {len(a_sizes)}, {len(r_sizes)} and "

@@ -15,13 +15,13 @@ expect RGB with ImageNet's mean and deviation.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from zoo.errors import ZooError
+from zoo.errors import ZooError, check_choice
 from zoo.layers.sizes import check_multiple
 from zoo.models.registry import register_model
 
@@ -105,6 +105,7 @@ class SINet(LightNet):
         config: Config = PORTRAIT,
     ) -> None:
         super().__init__()
+        check_choice("gate", gate, get_args(Gate))
         self.num_classes, self.gate = num_classes, gate
         self.encoder = Encoder(num_classes, p, q, chnn, config)
         self.bn_3 = _norm(num_classes)
@@ -188,6 +189,7 @@ class SINetCityscapes(LightNet):
         config: Config = CITYSCAPES,
     ) -> None:
         super().__init__()
+        check_choice("gate", gate, get_args(Gate))
         self.num_classes, self.gate = num_classes, gate
         self.encoder = CityscapesEncoder(num_classes, p, q, chnn, config)
         self.bn_4 = _norm(num_classes)

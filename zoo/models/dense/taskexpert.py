@@ -12,13 +12,13 @@ taps, router, heads, losses), or is our choice. No figure of the paper should be
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, interpolate
 
-from zoo.errors import ZooError
+from zoo.errors import ZooError, check_choice
 from zoo.layers.sizes import check_multiple
 from zoo.layers.vit import ViTTaps
 from zoo.models.registry import register_model
@@ -29,6 +29,9 @@ NYUD = {"semseg": 40, "depth": 1, "normals": 3, "edge": 1}
 
 #: Weights of the experts at each tap: task -> [B, experts + memory] or [B, experts + memory, D].
 Gates = list[dict[str, Tensor]]
+
+GateKind = Literal["dynamic", "static"]
+NormKind = Literal["batch", "group"]
 
 
 class TaskExpert(nn.Module):
@@ -58,11 +61,11 @@ class TaskExpert(nn.Module):
         dim: int = 384,
         n_experts: int = 5,
         memory: bool = True,
-        gate: Literal["dynamic", "static"] = "dynamic",
+        gate: GateKind = "dynamic",
         per_channel: bool = False,
         position_gate: bool = True,
         img_size: tuple[int, int] | None = None,
-        norm: Literal["batch", "group"] = "batch",
+        norm: NormKind = "batch",
         upsample: float = 4.0,
     ) -> None:
         super().__init__()
@@ -70,6 +73,8 @@ class TaskExpert(nn.Module):
             raise ZooError("tasks is empty, expected names with channels such as {depth: 1}")
         self.tasks, self.stride, self.upsample = dict(tasks), backbone.stride, float(upsample)
         self.fixed_size = tuple(img_size) if position_gate and img_size is not None else None
+        check_choice("gate", gate, get_args(GateKind))
+        check_choice("norm", norm, get_args(NormKind))
         if position_gate and gate == "dynamic" and img_size is None:
             raise ZooError("position_gate: needs img_size, or set it to false")
         cells = None
@@ -289,21 +294,21 @@ def _on_vit(size: str, **kwargs: Any) -> TaskExpert:
 
 @register_model()
 def taskexpert_vit_large_pascal(**kwargs: Any) -> TaskExpert:
-    """TaskExpert on ViT-L/16 for PASCAL-Context, 512x512; 391 M parameters."""
+    """TaskExpert on ViT-L/16 for PASCAL-Context, 512x512; 386 M parameters."""
     settings = {"tasks": PASCAL_CONTEXT, "img_size": (512, 512), "dim": 512}
     return _on_vit("large", **settings | kwargs)
 
 
 @register_model()
 def taskexpert_vit_base_pascal(**kwargs: Any) -> TaskExpert:
-    """TaskExpert on ViT-B/16 for PASCAL-Context, 512x512; 000 M parameters."""
+    """TaskExpert on ViT-B/16 for PASCAL-Context, 512x512; 132 M parameters."""
     settings = {"tasks": PASCAL_CONTEXT, "img_size": (512, 512), "dim": 384}
     return _on_vit("base", **settings | kwargs)
 
 
 @register_model()
 def taskexpert_vit_large_nyud(**kwargs: Any) -> TaskExpert:
-    """TaskExpert on ViT-L/16 for NYUD-v2, 448x576; 000 M parameters."""
+    """TaskExpert on ViT-L/16 for NYUD-v2, 448x576; 471 M parameters."""
     settings = {"tasks": NYUD, "img_size": (448, 576), "dim": 768}
     return _on_vit("large", **settings | kwargs)
 

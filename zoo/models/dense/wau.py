@@ -17,7 +17,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from zoo.errors import ZooError
+from zoo.errors import check_choice
 from zoo.layers.unet import BilinearUp, TransposedUp, UNet
 from zoo.layers.window_attention import CrossWindowAttention
 from zoo.models.registry import register_model
@@ -106,8 +106,7 @@ class WAUNet(UNet):
             "bilinear": BilinearUp,
             "transposed": TransposedUp,
         }
-        if upsampler not in kinds:
-            raise ZooError(f"upsampler '{upsampler}', expected one of {', '.join(kinds)}")
+        check_choice("upsampler", upsampler, kinds)
         super().__init__(in_chans, num_classes, widths, kinds[upsampler], concat)
 
 

@@ -373,7 +373,7 @@ def yonos_sr(**kwargs: Any) -> YONOSSR:
 
 @register_model()
 def yonos_sr_tiny(unet: Mapping[str, Any] | None = None, **kwargs: Any) -> YONOSSR:
-    """YONOS-SR with latents of half the picture's size, learnt as residuals; 1.1 M parameters."""
+    """YONOS-SR with latents of half the picture's size, learnt as residuals; 1.0 M parameters."""
     small_unet = {
         "block_out_channels": (32, 64),
         "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),

@@ -24,7 +24,7 @@ from transformers.utils.logging import (
 )
 
 from zoo import compat
-from zoo.errors import ZooError
+from zoo.errors import ZooError, suggest
 from zoo.models.language.mamba import MambaLM, is_mamba_config
 from zoo.models.registry import register_model
 
@@ -34,6 +34,10 @@ MIXED = ("falcon_mamba", "jamba", "bamba", "zamba", "zamba2", "nemotron_h", "gra
 
 def _llama(settings: dict[str, Any], overrides: dict[str, Any]) -> LlamaForCausalLM:
     special = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
+    known = LlamaConfig().to_dict()
+    for name in overrides:
+        if name not in known:
+            raise ZooError(f"{name} is no setting of Llama; {suggest(name, known)}")
     return LlamaForCausalLM(LlamaConfig(**(special | settings | overrides)))
 
 

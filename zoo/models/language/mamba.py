@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.checkpoints import load_pretrained, save_state_dict
-from zoo.errors import ZooError
+from zoo.errors import ZooError, check_choice
 from zoo.layers.cache import Cache
 from zoo.layers.causal_attention import SelfAttention
 from zoo.layers.mamba import Mamba
@@ -311,8 +311,7 @@ def _mixer(config: MambaConfig, index: int) -> nn.Module:
         return SelfAttention(config.d_model, **config.attn_cfg)
     arguments = {k: v for k, v in config.ssm_cfg.items() if k not in WITHOUT_EFFECT}
     kind = arguments.pop("layer", "Mamba1")
-    if kind not in LAYERS:
-        raise ZooError(f"ssm_cfg.layer is '{kind}', expected one of {', '.join(LAYERS)}")
+    check_choice("ssm_cfg.layer", kind, LAYERS)
     return LAYERS[kind](config.d_model, **arguments)
 
 

@@ -1,0 +1,22 @@
+"""Where a command computes."""
+
+from __future__ import annotations
+
+import torch
+
+from zoo.errors import ZooError
+
+
+def usable_device(name: str | None = None) -> torch.device:
+    """The device of this name; without one the first GPU, or the CPU where there is none.
+
+    Raises:
+        ZooError: PyTorch cannot use it here.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ZooError(f"--device {name} cannot be used: {reason}") from None
