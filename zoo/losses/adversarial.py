@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torchvision
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import l1_loss
+
+from zoo.losses.vgg import VGG16Layers
 
 
 def relativistic_lsgan(real: Tensor, fake: Tensor, generator: bool) -> Tensor:
@@ -23,7 +24,7 @@ def relativistic_lsgan(real: Tensor, fake: Tensor, generator: bool) -> Tensor:
     ) / 2
 
 
-class VGGLoss(nn.Module):
+class VGGLoss(VGG16Layers):
     """Perceptual and style distance in VGG16's feature maps, as the inpainting paper's code has it.
 
     Content: relu1_1, 2_1, 3_1, 4_1, 5_1. Style: relu2_2, 3_3, 4_3, and for relu5_2 the block of
@@ -36,17 +37,7 @@ class VGGLoss(nn.Module):
     _BLOCK5 = slice(23, 26)
 
     def __init__(self) -> None:
-        super().__init__()
-        features = torchvision.models.vgg16(weights=None).features[: self._BLOCK5.stop]
-        for module in features:
-            if isinstance(module, nn.ReLU):
-                module.inplace = False  # later layers must not change what is compared
-        self.features = features.requires_grad_(False)
-
-    def remap_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """torchvision's ``vgg16`` without what lies above."""
-        ours = self.state_dict()
-        return {name: value for name, value in state_dict.items() if name in ours}
+        super().__init__(self._BLOCK5.stop)
 
     def forward(self, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Mean absolute differences of feature maps and of their Gram matrices (over C H W).

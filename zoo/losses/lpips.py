@@ -6,30 +6,24 @@ from importlib.resources import as_file, files
 
 import torch
 import torchmetrics.functional.image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
-from torchvision.models.vgg import cfgs, make_layers
+
+from zoo.losses.vgg import VGG16Layers
 
 
-class LPIPS(nn.Module):
+class LPIPS(VGG16Layers):
     """Perceptual distance of pictures, as a loss or a score; see :meth:`forward`.
 
-    The weights of the layers, which were fitted to people's judgement, come with torchmetrics;
-    VGG16's own are to be loaded (:func:`zoo.load_pretrained` takes torchvision's file). Agrees with
-    torchmetrics on random weights to 1e-6.
+    The weights of the layers, which were fitted to people's judgement, come with torchmetrics.
+    Agrees with it on random weights to 1e-6.
     """
 
     #: Places after ReLUs in torchvision's ``vgg16().features``: relu1_2, 2_2, 3_3, 4_3, 5_3.
     TAPS = (3, 8, 15, 22, 29)
 
     def __init__(self) -> None:
-        super().__init__()
-        # the whole network would take a second and half a gigabyte
-        features = make_layers(cfgs["D"])[: max(self.TAPS) + 1]
-        for module in features:
-            if isinstance(module, nn.ReLU):
-                module.inplace = False  # later layers must not change what is compared
-        self.features = features.requires_grad_(False)
+        super().__init__(max(self.TAPS) + 1)
         package = files(torchmetrics.functional.image) / "lpips_models" / "vgg.pth"
         with as_file(package) as path:
             weights = torch.load(path, map_location="cpu", weights_only=True)
@@ -39,11 +33,6 @@ class LPIPS(nn.Module):
         shift, scale = torch.tensor([[-0.030, -0.088, -0.188], [0.458, 0.448, 0.450]])
         self.register_buffer("shift", shift[:, None, None], persistent=False)
         self.register_buffer("scale", scale[:, None, None], persistent=False)
-
-    def remap_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """torchvision's ``vgg16`` without what lies above."""
-        ours = self.state_dict()
-        return {name: value for name, value in state_dict.items() if name in ours}
 
     def forward(self, image: Tensor, target: Tensor) -> Tensor:
         """Pictures [B, 3, H, W] in -1..1 twice -> distances [B]."""

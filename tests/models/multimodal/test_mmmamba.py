@@ -119,6 +119,15 @@ def test_scan_is_the_recurrence_and_the_quadratic_form(flags):
     torch.testing.assert_close(whole, y)
 
 
+def published_state_dict(layer: Mamba2Attention) -> dict[str, torch.Tensor]:
+    """The parameters as the authors publish them: one matrix for v, k, q, gate and step."""
+    state = dict(layer.state_dict())
+    order = ("v_proj", "k_proj", "q_proj", "g_proj", "in_proj")
+    state["wvkqgdt.weight"] = torch.cat([state.pop(f"{name}.weight") for name in order])
+    state["g_norm_swish_gate.weight"] = state.pop("g_norm.weight")
+    return state
+
+
 def test_published_layout_there_and_back():
     model = small("hybrid")
     state = {}
@@ -127,7 +136,7 @@ def test_published_layout_there_and_back():
             state[name] = value
     for name, module in model.named_modules():
         if isinstance(module, Mamba2Attention):
-            fused = module.fused_state_dict()
+            fused = published_state_dict(module)
             assert fused["wvkqgdt.weight"].shape == (16 + 16 + 32 + 32 + 4, 32)
             state |= {f"{name}.{key}": value for key, value in fused.items()}
         elif isinstance(module, GroupedAttention):

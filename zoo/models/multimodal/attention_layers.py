@@ -232,14 +232,6 @@ class Mamba2Attention(nn.Module):
             at_least_fp32(weight).new_zeros(batch_size, H, P, P),
         )
 
-    def fused_state_dict(self) -> dict[str, Tensor]:
-        """The parameters as the authors publish them: one matrix for v, k, q, gate and step."""
-        state = dict(self.state_dict())
-        order = ("v_proj", "k_proj", "q_proj", "g_proj", "in_proj")
-        state["wvkqgdt.weight"] = torch.cat([state.pop(f"{name}.weight") for name in order])
-        state["g_norm_swish_gate.weight"] = state.pop("g_norm.weight")
-        return state
-
     def remap_state_dict(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Published names to those of training, which are ours."""
         return unfuse(state_dict, self.widths)
