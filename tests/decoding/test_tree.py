@@ -23,8 +23,6 @@ def test_choices_are_sorted_and_linked() -> None:
     assert tree.depths == (0, 1, 1, 2, 2, 2, 3)
     assert tree.levels == ((1, 2), (3, 4, 5), (6,))
     assert tree.path(6) == (0, 1, 3, 6)
-    assert tree.retrieve.tolist() == [[0, 1, 3, 6], [0, 2, 5, -1], [0, 1, 4, -1]]
-    assert tree.ancestors[6].tolist() == [True, True, False, True, False, False, True]
 
 
 def test_published_templates_have_their_published_sizes() -> None:
@@ -32,7 +30,7 @@ def test_published_templates_have_their_published_sizes() -> None:
     assert [len(level) for level in recycling.levels] == [8, 21, 25, 15, 8, 3]
     medusa = find_tree("mc_sim_7b_63")
     assert [len(level) for level in medusa.levels] == [10, 28, 23, 2]
-    leaves = {name: len(find_tree(name).paths) for name in MEDUSA_TREES}
+    leaves = {name: sum(not below for below in find_tree(name).children) for name in MEDUSA_TREES}
     assert leaves == {
         "mc_sim_7b_63": 42,
         "vicuna_7b_stage1": 44,

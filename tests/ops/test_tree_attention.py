@@ -97,7 +97,7 @@ def test_the_last_nodes_of_a_tree_can_be_asked_alone() -> None:
 def test_a_chain_is_causal_attention() -> None:
     _, q, k, v, _, _ = case(batch=1, nodes=24, heads=2)
     k, v = k[:, :, :24], v[:, :, :24]
-    bits = pack_ancestors(Tree.chain(23).ancestors)[None]
+    bits = pack_ancestors(ancestor_matrix(batch_parents([Tree.chain(23)])))
     out = tree_attention(q, k, v, torch.tensor([0]), bits)
     expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)

@@ -101,22 +101,6 @@ class Tree:
                 levels[depth - 1].append(node)
         return tuple(map(tuple, levels))
 
-    @cached_property
-    def ancestors(self) -> Tensor:
-        """bool ``[N, N]``: j is i or an ancestor of i."""
-        return ancestor_matrix(torch.tensor([self.parents]))[0]
-
-    @cached_property
-    def paths(self) -> tuple[tuple[int, ...], ...]:
-        """One path of nodes from the root to each leaf; the last leaf comes first."""
-        return tuple(self.path(n) for n in reversed(range(len(self))) if not self.children[n])
-
-    @cached_property
-    def retrieve(self) -> Tensor:
-        """:attr:`paths` as an index ``[leaves, depth + 1]``, padded with -1."""
-        width = max(map(len, self.paths))
-        return torch.tensor([[*path, *[-1] * (width - len(path))] for path in self.paths])
-
     def path(self, node: int) -> tuple[int, ...]:
         """The nodes from the root to ``node``."""
         nodes = []
