@@ -120,6 +120,10 @@ def test_other_seed_other_order_and_noise():
 def test_wrong_sizes():
     with pytest.raises(ZooError, match="batch_size is 0"):
         Numbers(batch_size=0)
+    with pytest.raises(ZooError, match="num_workers is -1, expected 0 or more"):
+        Numbers(num_workers=-1)
+    with pytest.raises(ZooError, match="eval_batch_size is -1, expected 1 or more"):
+        Numbers(eval_batch_size=-1)
     with pytest.raises(ZooError, match="only 20 training samples"):
         Numbers(batch_size=21).setup("fit")
     assert SampleKey(1, 2) == (1, 2, 0)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from zoo.data.maps import SmallSample
+from zoo.data.maps import SmallSample, write_image
 from zoo.data.mode_scenes import BACKGROUND, DEPTHS, GROUND, draw_modes
 from zoo.data.multi_task import NYUD
 from zoo.data.pascal_context import GROUP, INDOOR, PASCALContext
@@ -78,6 +78,11 @@ def test_unknown_labels_and_tasks(nyud, tmp_path):
     (tmp_path / "gt_sets" / "train.txt").write_text("a\n")
     with pytest.raises(ZooError, match=r"a\.png"):
         NYUD(str(tmp_path)).source("train")[0]
+    write_image(tmp_path / "images" / "a.png", np.zeros((8, 8)))
+    (tmp_path / "depth").mkdir()
+    (tmp_path / "depth" / "a.npy").write_bytes(b"nothing")
+    with pytest.raises(ZooError, match=r"a\.npy: cannot be read .*expected an array of metres"):
+        NYUD(str(tmp_path), tasks=["depth"]).source("train")[0]
 
 
 def test_pascal_context(tmp_path):

@@ -101,3 +101,11 @@ def test_other_files_are_refused(tmp_path):
             file["something"] = [1]
     with pytest.raises(ZooError, match="neither data nor data_0"):
         PredNetKITTI(str(tmp_path)).source("train")
+
+
+@pytest.mark.parametrize("broken", ["X", "sources"])
+def test_broken_files_are_said(tmp_path, broken):
+    PredNetKITTI(str(tmp_path / "kitti"), sample=SMALL, length=5).source("train")
+    (tmp_path / "kitti" / f"{broken}_train.hkl").write_bytes(b"nothing")
+    with pytest.raises(ZooError, match=f"{broken}_train.hkl: cannot be read"):
+        PredNetKITTI(str(tmp_path / "kitti"), length=5).source("train")

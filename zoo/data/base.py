@@ -150,9 +150,10 @@ class DataModule(pl.LightningDataModule, ABC):
         repeats: int = 1,
     ) -> None:
         super().__init__()
-        for name, value in (("batch_size", batch_size), ("repeats", repeats)):
-            if value < 1:
-                raise ZooError(f"data.init_args.{name} is {value}, expected 1 or more")
+        at_least(1, batch_size=batch_size, repeats=repeats)
+        at_least(0, num_workers=num_workers)
+        if eval_batch_size is not None:
+            at_least(1, eval_batch_size=eval_batch_size)
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
         self.num_workers = num_workers
@@ -247,3 +248,14 @@ class DataModule(pl.LightningDataModule, ABC):
         if self.trainer is None:
             return 0, 1
         return self.trainer.global_rank, self.trainer.world_size
+
+
+def at_least(least: int, **settings: int) -> None:
+    """Settings of a data module that are counts or sizes must not be smaller.
+
+    Raises:
+        ZooError: the first that is.
+    """
+    for name, value in settings.items():
+        if value < least:
+            raise ZooError(f"data.init_args.{name} is {value}, expected {least} or more")

@@ -14,9 +14,10 @@ from timm.data import ImageNetInfo, create_transform
 from timm.data.auto_augment import posterize
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from zoo.data.base import DataModule, Source
+from zoo.arguments import blaming
+from zoo.data.base import DataModule, Source, at_least
 from zoo.data.hub import open_dataset, rows_of_split
-from zoo.data.pictures import PICTURE_SUFFIXES, read_picture, to_rgb
+from zoo.data.pictures import list_pictures, read_picture, to_rgb
 from zoo.errors import ZooError
 
 
@@ -67,6 +68,7 @@ class ImageDataModule(DataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        at_least(1, image_size=image_size)
         self.image_size, self.mean, self.std = image_size, mean, std
         augmentation = augmentation or Augmentation()
         common: dict[str, Any] = {
@@ -75,18 +77,20 @@ class ImageDataModule(DataModule):
             "mean": mean,
             "std": std,
         }
-        self._train = create_transform(
-            **common,
-            is_training=True,
-            # a crop of the whole area is a plain resize
-            scale=augmentation.scale or (1.0, 1.0),
-            ratio=augmentation.ratio if augmentation.scale else (1.0, 1.0),
-            hflip=augmentation.hflip,
-            color_jitter=augmentation.color_jitter,
-            auto_augment=augmentation.auto_augment,
-            re_prob=augmentation.re_prob,
-            re_mode=augmentation.re_mode,
-        )
+        policy = f"auto_augment is {augmentation.auto_augment!r}, expected such as rand-m9-mstd0.5"
+        with blaming(f"data.init_args.augmentation: {policy}"):
+            self._train = create_transform(
+                **common,
+                is_training=True,
+                # a crop of the whole area is a plain resize
+                scale=augmentation.scale or (1.0, 1.0),
+                ratio=augmentation.ratio if augmentation.scale else (1.0, 1.0),
+                hflip=augmentation.hflip,
+                color_jitter=augmentation.color_jitter,
+                auto_augment=augmentation.auto_augment,
+                re_prob=augmentation.re_prob,
+                re_mode=augmentation.re_mode,
+            )
         for step in self._train.transforms:
             for operation in getattr(step, "ops", ()):
                 if operation.aug_fn is posterize:
@@ -180,7 +184,7 @@ class ImageFolder(ImageDataModule):
         files = []
         for label, name in enumerate(names):
             if (folder / name).is_dir():
-                files += [(path, label) for path in self._pictures(folder / name)]
+                files += [(path, label) for path in list_pictures(folder / name)]
         return _Files(files)
 
     def _class_folders(self, folder: Path) -> list[str]:
@@ -190,14 +194,6 @@ class ImageFolder(ImageDataModule):
         if not names:
             raise ZooError(f"{folder} holds no folders, {self._LAYOUT}")
         return names
-
-    @staticmethod
-    def _pictures(folder: Path) -> list[Path]:
-        found = sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES)
-        if not found:
-            endings = " ".join(sorted(PICTURE_SUFFIXES))
-            raise ZooError(f"{folder} holds no pictures, expected files ending in {endings}")
-        return found
 
 
 class HuggingFaceImages(ImageDataModule):

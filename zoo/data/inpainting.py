@@ -14,7 +14,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from zoo.data.maps import MapDataModule, SmallSample, read_image, read_labels, write_image
-from zoo.data.pictures import PICTURE_SUFFIXES
+from zoo.data.pictures import list_pictures
 from zoo.errors import ZooError
 
 
@@ -48,13 +48,13 @@ class Inpainting(MapDataModule):
         """(number, picture, smoothed picture) of each sample."""
         if split == "val" and not (self.root / "val").is_dir():
             split = "test"
-        images, smoothed = (_pictures(self.existing(self.root / split / n)) for n in _FOLDERS)
+        images, smoothed = (list_pictures(self.existing(self.root / split / n)) for n in _FOLDERS)
         if len(images) != len(smoothed):
             raise ZooError(
                 f"{self.root / split}: {len(images)} pictures in images and {len(smoothed)} in "
                 "structure, expected a smoothed copy of each"
             )
-        self._masks = _pictures(self.existing(self.root / "masks"))
+        self._masks = list_pictures(self.existing(self.root / "masks"))
         return [(i, a, b) for i, (a, b) in enumerate(zip(images, smoothed, strict=True))]
 
     def read(self, item: tuple[int, Path, Path]) -> dict[str, Any]:
@@ -126,10 +126,3 @@ def draw_polygons(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.n
         kinds = ((x // 2) % 2, (y // 2) % 2, (x // 2 + y // 2) % 2, np.zeros_like(x))
         pattern[place] = (kinds[rng.integers(4)] - 0.5)[place]
     return np.clip(flat + 0.2 * pattern[..., None], 0, 1), flat
-
-
-def _pictures(folder: Path) -> list[Path]:
-    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES)
-    if not found:
-        raise ZooError(f"{folder} holds no pictures")
-    return found

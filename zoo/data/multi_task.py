@@ -14,7 +14,14 @@ from torch.nn.functional import pad
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from zoo.data.maps import MapDataModule, SmallSample, read_image, read_labels, write_image
+from zoo.data.maps import (
+    MapDataModule,
+    SmallSample,
+    read_image,
+    read_labels,
+    reading,
+    write_image,
+)
 from zoo.data.mode_scenes import draw_modes
 from zoo.errors import ZooError
 from zoo.losses.segmentation import IGNORE
@@ -135,7 +142,9 @@ class NYUD(MultiTaskDataModule):
             labels = read_labels(self.root / "segmentation" / f"{item}.png").astype(np.int64)
             sample["semseg"] = torch.from_numpy(np.where(labels == 0, IGNORE, labels - 1))
         if "depth" in self.tasks:
-            depth = np.load(self.existing(self.root / "depth" / f"{item}.npy"))
+            path = self.root / "depth" / f"{item}.npy"
+            with reading(path, "an array of metres, [H, W]"):
+                depth = np.load(path)
             sample["depth"] = torch.from_numpy(depth.astype(np.float32))
         if "normals" in self.tasks:
             sample["normals"] = read_normals(self.root / "normals" / f"{item}.png")

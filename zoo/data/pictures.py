@@ -39,6 +39,19 @@ def read_picture(path: Path) -> Image.Image:
         ) from error
 
 
+def list_pictures(folder: Path) -> list[Path]:
+    """The picture files of a folder, sorted.
+
+    Raises:
+        ZooError: it holds none.
+    """
+    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES)
+    if not found:
+        endings = " ".join(sorted(PICTURE_SUFFIXES))
+        raise ZooError(f"{folder} holds no pictures, expected files ending in {endings}")
+    return found
+
+
 def to_rgb(picture: Image.Image) -> Image.Image:
     """Turn a picture upright (EXIF) and into 8-bit RGB; transparent parts become white.
 

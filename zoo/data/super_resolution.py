@@ -14,7 +14,7 @@ from torch import Tensor
 
 from zoo.data.degradation import bicubic, real_esrgan
 from zoo.data.maps import MapDataModule, SmallSample, read_image, write_image
-from zoo.data.pictures import PICTURE_SUFFIXES
+from zoo.data.pictures import list_pictures
 from zoo.errors import ZooError
 
 #: Colour pictures that come with scikit-image: those to learn from, and those to be judged on.
@@ -76,12 +76,14 @@ class SuperResolution(MapDataModule):
     def files(self, split: str) -> list[tuple[Path, Path | None]]:
         """(sharp picture, given small one) of each sample."""
         if split == "test" and self.pairs is not None:
-            sharp, given = (_pictures(self.existing(self.pairs / name)) for name in ("gt", "lq"))
+            sharp, given = (
+                list_pictures(self.existing(self.pairs / name)) for name in ("gt", "lq")
+            )
             if [path.stem for path in sharp] != [path.stem for path in given]:
                 raise ZooError(f"{self.pairs}: gt and lq hold pictures of different names")
             return list(zip(sharp, given, strict=True))
         folders = self.train if split == "train" else ("DIV2K_valid_HR",)
-        paths = [p for name in folders for p in _pictures(self.existing(self.root / name))]
+        paths = [p for name in folders for p in list_pictures(self.existing(self.root / name))]
         return [(path, None) for path in paths]
 
     def read(self, item: tuple[Path, Path | None]) -> dict[str, Any]:
@@ -160,10 +162,3 @@ def _load(name: str) -> np.ndarray:
     loaded = getattr(skimage.data, name)()
     pixels = loaded[0] if isinstance(loaded, tuple) else loaded
     return np.asarray(Image.fromarray(pixels).convert("RGB").reduce(2))
-
-
-def _pictures(folder: Path) -> list[Path]:
-    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES)
-    if not found:
-        raise ZooError(f"{folder} holds no pictures")
-    return found

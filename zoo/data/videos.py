@@ -18,7 +18,14 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import resize
 
 from zoo.data.lit_scenes import FRONTAL, OBLIQUE, draw_scene, render
-from zoo.data.maps import MapDataModule, SmallSample, read_image, read_labels, write_image
+from zoo.data.maps import (
+    MapDataModule,
+    SmallSample,
+    read_image,
+    read_labels,
+    reading,
+    write_image,
+)
 from zoo.errors import ZooError
 
 
@@ -218,7 +225,7 @@ class PredNetKITTI(VideoDataModule):
         """Runs of frames from one recording."""
         path = self.existing(self.root / f"X_{split}.hkl")
         sources = _read_names(self.existing(self.root / f"sources_{split}.hkl"))
-        with h5py.File(path) as file:
+        with reading(path, _PACKED), h5py.File(path) as file:
             count = len(_content(file, path))
         if count != len(sources):
             raise ZooError(f"{path} has {count} frames, but {len(sources)} sources are named")
@@ -231,7 +238,7 @@ class PredNetKITTI(VideoDataModule):
     def read_clip(self, clip: Clip) -> tuple[Tensor, Tensor]:
         """Read a slice of the array."""
         first = clip.video.start + clip.start
-        with h5py.File(clip.video.path) as file:
+        with reading(clip.video.path, _PACKED), h5py.File(clip.video.path) as file:
             pixels = _content(file, clip.video.path)[first : first + self.length]
         frames = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
         return frames, torch.zeros(len(frames), *frames.shape[-2:])
@@ -252,17 +259,20 @@ class PredNetKITTI(VideoDataModule):
                     file["data_0"] = content
 
 
+_PACKED = "a file that hickle has written"
+
+
 def _content(file: h5py.File, path: Path) -> Any:
     """What hickle stored, under the names of its versions to 3 and from 4 on."""
     for name in ("data_0", "data"):
         if name in file:
             return file[name]
-    raise ZooError(f"{path} holds neither data nor data_0, expected a file that hickle has written")
+    raise ZooError(f"{path} holds neither data nor data_0, expected {_PACKED}")
 
 
 def _read_names(path: Path) -> list[str]:
     """A list of strings; hickle from 4 on stores characters, and references to equal strings."""
-    with h5py.File(path) as file:
+    with reading(path, _PACKED), h5py.File(path) as file:
         content = _content(file, path)
         if isinstance(content, h5py.Group):
             places = sorted(content, key=lambda name: int(re.sub(r"\D", "", name)))
