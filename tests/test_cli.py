@@ -83,6 +83,13 @@ def test_wrong_recipe_is_one_line(in_tmp_path, capsys, old, new, expected):
         (["extra"], "extra: unexpected argument"),
         (["--trainer.accelerator", "gpx"], "trainer: You selected an invalid accelerator name"),
         (["--checkpoint.every_n_steps", "0"], "checkpoint.every_n_steps is 0, expected 1 or more"),
+        (["--runs", "recipes/test/tiny.yaml"], "--runs: the folder recipes/test/tiny.yaml/test/"),
+        (["--model.optimizer.opt", "adamv"], "optimizer.opt is 'adamv'; did you mean adam"),
+        (["--model.num_classes", "0"], "num_classes is 0, expected 2 or more"),
+        (["--model.model_args.stem_width", "x"], "model.init_args.model or model_args: "),
+        (["--data.num_workers", "-1"], "data.init_args.num_workers is -1, expected 0 or more"),
+        (["--data.image_size", "-3"], "data.init_args.image_size is -3, expected 1 or more"),
+        (["--data.augmentation.auto_augment", "foo"], "auto_augment is 'foo', expected such as"),
         (["--resume"], "--resume: no run with a checkpoint in runs/test/tiny"),
         (["--ckpt_path", "no.ckpt"], "no.ckpt does not exist, expected a checkpoint"),
         (
@@ -131,6 +138,28 @@ def test_broken_files_are_one_line(in_tmp_path, capsys, trained_run):
     torch.save({"weight": torch.zeros(1)}, "other.ckpt")
     assert "is not a checkpoint of a run" in error_of(capsys, zoo.evaluate.main(["other.ckpt"]))
     assert not (in_tmp_path / "runs").exists()
+
+
+def test_a_checkpoint_of_another_model_is_one_line(in_tmp_path, capsys, trained_run):
+    files = {path: path.read_bytes() for path in trained_run.rglob("*") if path.is_file()}
+    other = "--model.init_args.model_args.channels=[8, 16, 16, 24]"
+    for line in (
+        error_of(capsys, zoo.evaluate.main([str(trained_run), other])),
+        error_of(capsys, zoo.train.main(["--resume", str(trained_run), other])),
+    ):
+        assert "do not fit ResNet: other shapes (checkpoint / model): layer4.0.conv1" in line
+        assert "[32, 16, 3, 3] / [24, 16, 3, 3]" in line and len(line) < 500
+    average = ["--resume", str(trained_run), "--model.ema_decay=null"]
+    line = error_of(capsys, zoo.train.main(average))
+    assert "ema_decay is None, but the checkpoint has averaged weights" in line
+    assert files == {path: path.read_bytes() for path in trained_run.rglob("*") if path.is_file()}
+
+
+def test_an_output_that_cannot_be_written_is_one_line(in_tmp_path, capsys, trained_run):
+    (in_tmp_path / "x.txt").write_text("")
+    for output, expected in (("x.txt/y.json", "--output: the folder x.txt"), (".", "is a folder")):
+        line = error_of(capsys, zoo.evaluate.main([str(trained_run), "--output", output]))
+        assert expected in line
 
 
 def test_infinite_loss_is_one_line_and_keeps_what_was_saved(in_tmp_path, capsys):

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import yaml
 
+from zoo.arguments import blaming, read_value
 from zoo.checkpoints import load_pretrained, read_metadata, read_state_dict, save_state_dict
 from zoo.checkpoints.sources import file_digest, locate
 from zoo.command import command
@@ -67,7 +67,8 @@ def convert(
     if model is None:
         tensors = read_state_dict(source, key=key, mmap=True)
     else:
-        built = create_model(model, **arguments)
+        with blaming("--model or --args"):
+            built = create_model(model, **arguments)
         report = load_pretrained(built, source, key=key)
         if report.head or report.unexpected:
             raise ZooError(
@@ -115,7 +116,7 @@ def _arguments(pairs: Sequence[str]) -> dict[str, Any]:
         name, equals, value = pair.partition("=")
         if not equals or not name.isidentifier():
             raise ZooError(f"--args {pair}: expected name=value, such as num_classes=10")
-        arguments[name] = yaml.safe_load(value)
+        arguments[name] = read_value(f"--args {pair}", value)
     return arguments
 
 

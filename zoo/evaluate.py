@@ -11,6 +11,7 @@ import json
 import sys
 from pathlib import Path
 
+from zoo.arguments import make_folder
 from zoo.cli import Recipe, quiet
 from zoo.command import command
 from zoo.errors import ZooError
@@ -56,16 +57,19 @@ def main(argv: list[str]) -> int:
         checkpoint = read_checkpoint(source)
         recipe, name = Recipe.of_checkpoint(checkpoint, source, overrides, arguments.recipe)
         output = source.with_name(f"{source.stem}.{arguments.split}.json")
+    output = arguments.output or output
     task, data = recipe.build()
     stage = {"test": "test", "val": "validate"}[arguments.split]
     data.setup(stage)
     task.check_data(data)
     if checkpoint is not None:
         task.load_weights(checkpoint)
+    if output.is_dir():
+        raise ZooError(f"--output: {output} is a folder, expected the name of a JSON file")
+    make_folder("--output", output.parent)
     trainer = recipe.build_trainer(logger=False, enable_checkpointing=False)
     metrics = getattr(trainer, stage)(task, datamodule=data, verbose=False)[0]
     if trainer.is_global_zero:
-        output = arguments.output or output
         report = {"recipe": name, "source": str(source), "split": arguments.split, **metrics}
         write_atomically(output, (json.dumps(report, indent=2) + "\n").encode())
         print_metrics(f"{name}: {arguments.split} of {source}", metrics, output)

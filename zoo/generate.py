@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from zoo.arguments import make_folder, read_value
 from zoo.cli import quiet
 from zoo.command import command
 from zoo.decoding import VERIFIERS, Generation, Method, generate, list_methods, make_method
@@ -56,13 +56,20 @@ class Target:
         else:
             try:
                 ids = torch.tensor([[int(word) for word in prompt.split()]], dtype=torch.long)
-            except ValueError:
+            except (ValueError, RuntimeError):  # no numbers, or beyond 64 bits
                 raise ZooError(
                     "the target has no tokenizer, so the prompt must be token numbers such as "
                     f"'1 2 3'; it is {prompt!r}"
                 ) from None
         if ids.numel() == 0:
             raise ZooError("the prompt is empty: give at least one token")
+        known = self.model.config.vocab_size
+        for token in ids.flatten().tolist():
+            if not 0 <= token < known:
+                raise ZooError(
+                    f"the prompt {prompt!r} has the token {token}, expected tokens of the target, "
+                    f"0 to {known - 1}"
+                )
         return ids.to(next(self.model.parameters()).device)
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -161,10 +168,7 @@ def _make_folders(arguments: argparse.Namespace) -> None:
         ("--answers", arguments.answers),
     ):
         if folder is not None:
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise ZooError(f"{option}: {folder} cannot be made: {error.strerror}") from None
+            make_folder(option, folder)
 
 
 def _load(arguments: argparse.Namespace) -> Target:
@@ -199,10 +203,7 @@ def method_options(method: str, arguments: argparse.Namespace) -> dict[str, Any]
             raise ZooError(f"--set {text}: expected NAME=VALUE")
         name, _, option = key.rpartition(".")
         if name in ("", method):
-            try:
-                options[option] = yaml.safe_load(value)
-            except yaml.YAMLError as error:
-                raise ZooError(f"--set {text}: the value cannot be read: {error}") from error
+            options[option] = read_value(f"--set {text}", value)
     missing = {need} - {None} - set(options)
     if need == "head" and "draft" not in options:
         missing.add("draft")

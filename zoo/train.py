@@ -12,6 +12,7 @@ from pathlib import Path
 
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from zoo.arguments import make_folder
 from zoo.cli import Recipe, quiet
 from zoo.command import Interrupted, command
 from zoo.errors import ZooError
@@ -26,6 +27,7 @@ from zoo.runs import (
 )
 from zoo.runs.folder import LAST
 from zoo.show import count, print_metrics, say
+from zoo.tasks import Task
 
 
 def _arguments() -> argparse.ArgumentParser:
@@ -84,14 +86,15 @@ def _continued(arguments: argparse.Namespace, path: Path | None) -> tuple[Path |
     return None, arguments.ckpt_path
 
 
-def _step(checkpoint: Path) -> int:
-    """The step that a checkpoint goes on from."""
+def _step(checkpoint: Path, task: Task) -> int:
+    """The step that the task goes on from with a checkpoint."""
     content = read_checkpoint(checkpoint)
     if "optimizer_states" not in content:
         raise ZooError(
             f"{checkpoint} holds weights alone and cannot be gone on from, expected last.ckpt; to "
             "start anew from its weights, use --model.init_args.pretrained"
         )
+    task.check_resumable(content)
     return content["global_step"]
 
 
@@ -114,7 +117,7 @@ def train(
     data.setup("fit")  # whatever is wrong with the data is said before anything is written
     task.check_data(data)
     table = MetricsTable(folder / "metrics.csv")
-    step = _step(checkpoint) if checkpoint else None
+    step = _step(checkpoint, task) if checkpoint else None
     checkpoints = recipe.build_checkpoints()
     checkpoints.connect(folder, table)
     trainer = recipe.build_trainer(
@@ -123,6 +126,7 @@ def train(
         callbacks=[RunFolder(folder, recipe.text, name, table), checkpoints],
     )
     if trainer.is_global_zero:
+        make_folder("--runs", folder)
         sizes = " + ".join(f"{len(data.source(split)):,}" for split in ("train", "val"))
         say(
             f"{name} -> {folder}: {type(task).__name__}, {count(task.model)} parameters, "

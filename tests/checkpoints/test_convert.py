@@ -68,6 +68,14 @@ def test_half(foreign: Path, caplog: pytest.LogCaptureFixture) -> None:
         (["{file}", "o.pth"], "'o.pth' must end in .safetensors"),
         (["{file}", "o.safetensors", *ARGS], "--args are those of a model"),
         (["{file}", "o.safetensors", "--model", "vim_tiny", "--args", "x"], "expected name=value"),
+        (
+            ["{file}", "o.safetensors", "--model", "vim_tiny", "--args", "num_classes=abc"],
+            "--model or --args: ",
+        ),
+        (
+            ["{file}", "o.safetensors", "--model", "vim_tiny", "--args", "num_classes=[1"],
+            "--args num_classes=[1: the value cannot be read as YAML",
+        ),
         (["{file}", "o.safetensors", "--model", "vim_huge"], "there is no model 'vim_huge'"),
         (["{file}", "o.safetensors", "--model", "vim_tiny"], "Choose the variant"),
         (

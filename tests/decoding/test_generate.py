@@ -108,6 +108,13 @@ def test_errors_say_what_to_do(llama, ids) -> None:
         generate(llama, ids, "kangaroo", adapter=None, threshold="high")
     with pytest.raises(ZooError, match=r"length of .* is 2\.5: expected int"):
         generate(llama, ids, "speculative", draft=llama, length=2.5)
+    with pytest.raises(ZooError, match=f"beam of .*'draft_tree' is 100, expected 1 to {VOCAB}"):
+        generate(llama, ids, "draft_tree", draft=llama, beam=100)
+    for prompt in ("1 2 99", "1 -2"):
+        with pytest.raises(ZooError, match=f"'{prompt}' has the token .*0 to {VOCAB - 1}"):
+            Target(llama, None).encode(prompt)
+    with pytest.raises(ZooError, match="must be token numbers"):
+        Target(llama, None).encode(f"1 {2**70}")
     with pytest.raises(ZooError, match="256 positions"):
         generate(llama, ids, max_new_tokens=252)
     with pytest.raises(ZooError, match=r"\[B, T\]"):

@@ -79,6 +79,14 @@ TASKS = {
 }
 
 
+@pytest.mark.parametrize(
+    "head, wrong", [("medusa", {"foo": 1}), ("hydra", {"foo": 1}), ("hydra", {"num_heads": -1})]
+)
+def test_wrong_arguments_of_heads_are_said(head: str, wrong: dict) -> None:
+    with pytest.raises(ZooError, match=r"^model\.init_args\.head_args: "):
+        TokenHeadTraining("base_lm_small", head, wrong, target_args=SHAPE, train_target=True)
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_target_and_head_learn_together(name: str, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path))
@@ -200,8 +208,17 @@ def test_conversations_count_the_assistants_words(tmp_path) -> None:
     alpaca = tmp_path / "alpaca.json"
     alpaca.write_text(json.dumps([{"instruction": "a", "input": "b", "output": "c"}]))
     assert read_conversations(alpaca) == [[("user", "a\nb"), ("assistant", "c")]]
-    alpaca.write_text(json.dumps([{"text": "a"}]))
-    with pytest.raises(ZooError, match="entry 0 has the keys text"):
+    for wrong, expected in (
+        ([{"text": "a"}], "entry 0 cannot be read .*'instruction' is missing"),
+        ([1, 2], "entry 0 cannot be read"),
+        ([{"conversations": [{"value": "a"}]}], "entry 0 cannot be read .*'from' is missing"),
+        ([{"instruction": "a", "output": None}], "entry 0 cannot be read .*None is no text"),
+    ):
+        alpaca.write_text(json.dumps(wrong))
+        with pytest.raises(ZooError, match=expected):
+            read_conversations(alpaca)
+    alpaca.write_bytes(b"\xff")
+    with pytest.raises(ZooError, match=r"alpaca\.json: cannot be read"):
         read_conversations(alpaca)
 
 

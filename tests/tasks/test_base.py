@@ -150,6 +150,22 @@ def test_checkpoint_without_optimizer_holds_the_judged_weights():
     assert other.ema is None and torch.equal(other.model[0].weight, averaged)
 
 
+def test_weights_of_another_model_are_refused():
+    task, other = Regression(), Regression()
+    other.model = nn.Sequential(nn.Linear(2, 4), nn.ReLU())
+    weights = {f"model.{name}": value for name, value in task.model.state_dict().items()}
+    with pytest.raises(ZooError, match=r"0\.weight \[4, 1\] / \[4, 2\]; unknown to .*1\.weight"):
+        other.load_weights({"state_dict": weights})
+
+
+def test_unknown_optimizers_are_said_at_once():
+    with pytest.raises(ZooError, match="opt is 'sdg'; did you mean sgd"):
+        Regression(OptimizerSettings(opt="sdg"))
+    Regression(OptimizerSettings(opt="Lookahead_AdamW"))
+    with pytest.raises(ZooError, match=r"model\.init_args\.optimizer: "):
+        run(Regression(OptimizerSettings(lr=-1.0)))
+
+
 def test_loss_that_is_not_finite_stops_the_run():
     task = Regression()
     task.model[0].weight.data.fill_(float("nan"))

@@ -132,6 +132,9 @@ trainer: {{max_steps: 2, max_epochs: 1000, limit_val_batches: 1, limit_test_batc
     parsed = Recipe(recipe, ["--model.init_args.teacher=/nowhere"])
     with pytest.raises(ZooError, match="no decoder '/nowhere'"):
         parsed.build()
+    parsed = Recipe(recipe, ["--model.init_args.model_args.foo=1"])
+    with pytest.raises(ZooError, match=r"^model\.init_args\.model_args: .*'foo'"):
+        parsed.build()
     task.model.config.vocab_size = 10
     with pytest.raises(ZooError, match="knows 10 tokens"):
         task.check_data(data)

@@ -44,3 +44,22 @@ def test_a_model_that_cannot_keep_documents_apart():
     with pytest.raises(ZooError, match="LlamaForCausalLM cannot keep documents apart"):
         task.check_data(data)
     LanguageModeling("mamba_130m", MODEL).check_data(data)
+
+
+def test_files_that_are_no_text_are_said(tmp_path):
+    data = PythonSource(length=16, vocab_size=300, batch_size=2)
+    task = LanguageModeling("mamba_130m", MODEL)
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe")
+    for name, expected in (
+        ("gone", "is missing, expected a text file"),
+        ("binary", "cannot be read"),
+        ("empty", "0 tokens, expected a text of 2 or more"),
+    ):
+        with pytest.raises(ZooError, match=rf"{name}\.txt.* {expected}"):
+            task.predict_files([tmp_path / f"{name}.txt"], data, tmp_path)
+
+
+def test_wrong_arguments_of_a_model_are_said():
+    with pytest.raises(ZooError, match=r"^model\.init_args\.model or model_args: "):
+        LanguageModeling("mamba_130m", {**MODEL, "d_model": "abc"})

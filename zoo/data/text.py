@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from zoo.data.base import DataModule, Source
+from zoo.data.maps import reading
 from zoo.errors import ZooError
 from zoo.models.language.chat import vicuna_text
 
@@ -251,28 +252,37 @@ class Conversations(TextDataModule):
 
 def read_conversations(file: Path) -> list[list[tuple[str, str]]]:
     """Read ShareGPT's or Alpaca's layout: lists of ``("user" or "assistant", text)``."""
-    try:
+    with reading(file, "a JSON list of conversations"):
         content = json.loads(file.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise ZooError(f"{file} cannot be read as a list of conversations: {error}") from error
     if not isinstance(content, list):
         raise ZooError(f"{file}: expected a JSON list of conversations")
     conversations = []
     for number, item in enumerate(content):
-        if "conversations" in item:
-            turns = [
-                ("user" if t["from"] in ("human", "user") else "assistant", t["value"])
-                for t in item["conversations"]
-                if t["from"] != "system"
-            ]
-        elif "instruction" in item and "output" in item:
-            question = "\n".join(filter(None, [item["instruction"], item.get("input")]))
-            turns = [("user", question), ("assistant", item["output"])]
-        else:
+        try:
+            turns = _turns(item)
+        except (TypeError, KeyError) as error:
+            reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise ZooError(
-                f"{file}: entry {number} has the keys {', '.join(item)}; expected conversations "
-                "(ShareGPT) or instruction and output (Alpaca)"
-            )
+                f"{file}: entry {number} cannot be read ({reason}), expected conversations, turns "
+                "with from and value (ShareGPT), or instruction and output (Alpaca)"
+            ) from error
         if turns:
             conversations.append(turns)
     return conversations
+
+
+def _turns(item: dict[str, Any]) -> list[tuple[str, str]]:
+    """One entry of such a file; a wrong one is a TypeError or a KeyError."""
+    if "conversations" in item:
+        turns = [
+            ("user" if t["from"] in ("human", "user") else "assistant", t["value"])
+            for t in item["conversations"]
+            if t["from"] != "system"
+        ]
+    else:
+        question = [item["instruction"], item.get("input")]
+        turns = [("user", "\n".join(filter(None, question))), ("assistant", item["output"])]
+    for _, text in turns:
+        if not isinstance(text, str):
+            raise TypeError(f"{text!r} is no text")
+    return turns

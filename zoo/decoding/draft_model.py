@@ -80,6 +80,16 @@ class DraftTree(DraftModelMethod):
         super().__init__(draft)
         self.depth, self.beam, self.size = depth, beam, size
 
+    def load(self, model: nn.Module) -> None:
+        """Load the draft model; a beam is chosen among the tokens of one position."""
+        super().load(model)
+        known = model.config.vocab_size
+        if not 1 <= self.beam <= known:
+            raise ZooError(
+                f"option beam of the decoding method 'draft_tree' is {self.beam}, expected 1 to "
+                f"{known}, the number of tokens"
+            )
+
     def propose(self, run: Run) -> Draft:
         """Grow level by level, keep the best."""
         logits = self.catch_up(run).logits  # [B, 1, V]

@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 from torchmetrics.text import CharErrorRate, WordErrorRate
 
-import zoo
 from zoo.data import DataModule
 from zoo.data.speech import SpeechDataModule
 from zoo.data.speech_features import RATE, SOUND_SUFFIXES, read_sound
@@ -23,7 +22,7 @@ from zoo.decoding.transcribe import Search, greedy, transcribe
 from zoo.errors import ZooError
 from zoo.models.speech.streaming import SambaStream
 from zoo.plots.speech import Heard, spectrograms
-from zoo.tasks.base import Task
+from zoo.tasks.base import Task, build_model
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -78,12 +77,7 @@ class SpeechRecognition(Task):
 
     def configure_models(self) -> None:
         """Build the network, with the given weights."""
-        try:
-            self.model = zoo.create_model(self.model_name, **self.model_args)
-        except (ZooError, TypeError) as error:
-            raise ZooError(f"model.init_args.model or model_args: {error}") from error
-        if self.pretrained is not None:
-            zoo.load_pretrained(self.model, self.pretrained)
+        self.model = build_model(self.model_name, self.model_args, self.pretrained)
 
     def configure_losses(self) -> None:
         """Cross-entropy and CTC of torch."""

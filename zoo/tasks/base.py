@@ -10,18 +10,31 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import lightning.pytorch as pl
 import torch
-from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_groups_weight_decay
+from timm.optim import (
+    create_optimizer_v2,
+    list_optimizers,
+    param_groups_layer_decay,
+    param_groups_weight_decay,
+)
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+import zoo
+from zoo.arguments import blaming
+from zoo.checkpoints.report import some
 from zoo.data import DataModule
-from zoo.errors import ZooError
+from zoo.errors import ZooError, suggest
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+#: What a recipe says of a model, for messages.
+MODEL = "model.init_args.model or model_args"
+#: Before the names of averaged weights in a checkpoint.
+AVERAGED = "ema.module."
 
 
 @dataclass
@@ -136,6 +149,7 @@ class Task(pl.LightningModule, ABC):
     ) -> None:
         super().__init__()
         self.optimizer_settings = optimizer or OptimizerSettings()
+        check_optimizer(self.optimizer_settings.opt)
         self.schedule_settings = schedule or ScheduleSettings()
         self.ema_decay, self.ema_warmup = ema_decay, ema_warmup
         self.ema: ModelEmaV3 | None = None
@@ -231,13 +245,14 @@ class Task(pl.LightningModule, ABC):
             batch = self.data.batch_size * self.trainer.accumulate_grad_batches
             lr = lr * batch / settings.lr_batch_size
         given: dict[str, Any] = {"betas": settings.betas, "eps": settings.eps}
-        optimizer = create_optimizer_v2(
-            self._parameter_groups(),
-            opt=settings.opt,
-            lr=lr,
-            momentum=settings.momentum,
-            **{name: value for name, value in given.items() if value is not None},
-        )
+        with blaming("model.init_args.optimizer"):
+            optimizer = create_optimizer_v2(
+                self._parameter_groups(),
+                opt=settings.opt,
+                lr=lr,
+                momentum=settings.momentum,
+                **{name: value for name, value in given.items() if value is not None},
+            )
         steps = self.trainer.estimated_stepping_batches
         if steps == float("inf"):
             raise ZooError(
@@ -344,10 +359,82 @@ class Task(pl.LightningModule, ABC):
     def load_weights(self, checkpoint: Mapping[str, Any]) -> None:
         """Take the judged weights of a checkpoint, and the names of the classes, if it has any; the
         average, if there is one, ends here.
+
+        Raises:
+            ZooError: they are of another model.
         """
+        weights = judged_weights(checkpoint["state_dict"])
+        check_weights(weights, self.model)
         self.ema = None
-        self.model.load_state_dict(judged_weights(checkpoint["state_dict"]))
+        self.model.load_state_dict(weights)
         self.class_names = checkpoint.get("class_names", self.class_names)
+
+    def check_resumable(self, checkpoint: Mapping[str, Any]) -> None:
+        """Training can go on from a checkpoint only with its model, averaged or not as it was.
+
+        Raises:
+            ZooError: otherwise.
+        """
+        weights = checkpoint["state_dict"]
+        check_weights(without_prefix(weights, "model."), self.model)
+        averaged = any(name.startswith(AVERAGED) for name in weights)
+        if averaged != (self.ema_decay is not None):
+            has = "has averaged weights" if averaged else "has no averaged weights"
+            raise ZooError(
+                f"model.init_args.ema_decay is {self.ema_decay}, but the checkpoint {has}: go on "
+                "with the setting that it was trained with"
+            )
+
+
+def build_model(
+    name: str, arguments: Mapping[str, Any], pretrained: str | None = None
+) -> nn.Module:
+    """The model that a recipe's ``model``, ``model_args`` and ``pretrained`` describe.
+
+    Raises:
+        ZooError: there is no such model, it does not take the arguments, or the weights do not fit.
+    """
+    with blaming(MODEL):
+        model = zoo.create_model(name, **arguments)
+    if pretrained is not None:
+        zoo.load_pretrained(model, pretrained)
+    return model
+
+
+def check_optimizer(name: str) -> None:
+    """timm must know the optimizer; it would say so only when training begins."""
+    known = list_optimizers()
+    # timm takes any case, and a wrapper before the name
+    if name.lower().removeprefix("lookahead_") not in known:
+        raise ZooError(f"model.init_args.optimizer.opt is {name!r}; {suggest(name, known)}")
+
+
+def check_weights(given: Mapping[str, Tensor], model: nn.Module) -> None:
+    """A checkpoint's weights must be those of the model, name by name and shape by shape.
+
+    Raises:
+        ZooError: they are not; the message has the first that differ.
+    """
+    own = model.state_dict()
+    shapes = [
+        f"{name} {list(value.shape)} / {list(own[name].shape)}"
+        for name, value in given.items()
+        if name in own and own[name].shape != value.shape
+    ]
+    parts = [
+        f"{what}: {listed}"
+        for what, listed in (
+            ("other shapes (checkpoint / model)", some(shapes, 3)),
+            ("missing in the checkpoint", some((n for n in own if n not in given), 3)),
+            ("unknown to the model", some((n for n in given if n not in own), 3)),
+        )
+        if listed
+    ]
+    if parts:
+        raise ZooError(
+            f"the checkpoint's weights do not fit {type(model).__name__}: {'; '.join(parts)}. "
+            "Build the model as it was trained: model.init_args.model and model_args of its recipe"
+        )
 
 
 def check_num_classes(num_classes: int, names: Sequence[str], kind: str = "classes") -> None:
@@ -363,10 +450,27 @@ def check_num_classes(num_classes: int, names: Sequence[str], kind: str = "class
         )
 
 
+def check_several(num_classes: int) -> None:
+    """There is nothing to tell apart in less than two classes.
+
+    Raises:
+        ZooError: there are fewer.
+    """
+    if num_classes < 2:
+        raise ZooError(
+            f"model.init_args.num_classes is {num_classes}, expected 2 or more: the number of "
+            "classes of the data"
+        )
+
+
 def judged_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights that validation used, without prefix: averaged ones if there are any."""
-    averaged = any(name.startswith("ema.module.") for name in state_dict)
-    prefix = "ema.module." if averaged else "model."
+    averaged = any(name.startswith(AVERAGED) for name in state_dict)
+    return without_prefix(state_dict, AVERAGED if averaged else "model.")
+
+
+def without_prefix(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The weights under a prefix, by the rest of their names."""
     return {
         name.removeprefix(prefix): value
         for name, value in state_dict.items()

@@ -15,11 +15,12 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 import zoo
+from zoo.arguments import blaming
 from zoo.data import DataModule, ImageDataModule, ImageFolder
 from zoo.data.pictures import PICTURE_SUFFIXES, read_picture
 from zoo.errors import ZooError
 from zoo.plots import annotated_picture, confusion_matrix, prediction_grid
-from zoo.tasks.base import Task, check_num_classes
+from zoo.tasks.base import MODEL, Task, check_num_classes, check_several
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -73,6 +74,7 @@ class ImageClassification(Task):
         mixup: MixupSettings | None = None,
         **kwargs: Any,
     ) -> None:
+        check_several(num_classes)
         self.model_name, self.model_args = model, model_args or {}
         self.num_classes, self.pretrained = num_classes, pretrained
         self.label_smoothing, self.mixup_settings = label_smoothing, mixup
@@ -82,10 +84,8 @@ class ImageClassification(Task):
     def configure_models(self) -> None:
         """Build the network, with the given weights."""
         build = timm.create_model if timm.is_model(self.model_name) else zoo.create_model
-        try:
+        with blaming(MODEL):
             self.model = build(self.model_name, num_classes=self.num_classes, **self.model_args)
-        except (ZooError, TypeError) as error:
-            raise ZooError(f"model.init_args.model or model_args: {error}") from error
         if self.pretrained is not None:
             zoo.load_pretrained(self.model, self.pretrained)
 

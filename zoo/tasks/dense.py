@@ -20,7 +20,7 @@ from zoo.data.pictures import PICTURE_SUFFIXES, read_picture
 from zoo.errors import ZooError
 from zoo.layers.sizes import at_any_size
 from zoo.plots.panels import Panels, panel_rows
-from zoo.tasks.base import Task
+from zoo.tasks.base import Task, build_model
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,13 +60,8 @@ class DenseTask(Task):
 
     def configure_models(self) -> None:
         """Build the network, with the given weights."""
-        try:
-            self.model = zoo.create_model(self.model_name, **self.model_args)
-        except (ZooError, TypeError) as error:
-            raise ZooError(f"model.init_args.model or model_args: {error}") from error
-        if self.pretrained is not None:
-            zoo.load_pretrained(self.model, self.pretrained)
-        elif self.encoder is not None:
+        self.model = build_model(self.model_name, self.model_args, self.pretrained)
+        if self.pretrained is None and self.encoder is not None:
             zoo.load_pretrained(self.model.encoder, self.encoder)
 
     def set_scores(self, scores: dict[str, Metric]) -> None:

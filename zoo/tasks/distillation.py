@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 import zoo
+from zoo.arguments import blaming
 from zoo.data import DataModule
 from zoo.data.pictures import PICTURE_SUFFIXES
 from zoo.data.text import TextDataModule
@@ -25,7 +26,7 @@ from zoo.models.multimodal.decoder_config import DecoderConfig
 from zoo.models.multimodal.mmmamba import find_decoder, load_decoder, read_config, seed_student
 from zoo.plots.chat import conversations
 from zoo.plots.distillation import error_by_layer
-from zoo.tasks.base import Task
+from zoo.tasks.base import Task, build_model
 from zoo.tasks.freezing import train_only
 from zoo.tasks.language_modeling import check_vocabulary
 from zoo.tasks.length_test import LengthTest
@@ -107,11 +108,12 @@ class Distillation(Task):
         """Build the student; its weights come when training begins."""
         if self.model_name is None:
             config = DecoderConfig.from_dict(read_config(self.teacher_source))
-            self.model = MultimodalDecoder(
-                replace(config, **{"attention_layers": [], **self.model_args})
-            )
+            with blaming("model.init_args.model_args"):
+                self.model = MultimodalDecoder(
+                    replace(config, **{"attention_layers": [], **self.model_args})
+                )
         else:
-            self.model = zoo.create_model(self.model_name, **self.model_args)
+            self.model = build_model(self.model_name, self.model_args)
         patterns = self.trainable or TRAINABLE[self.stage]
         train_only(self.model, patterns, required=self.trainable is not None)
 

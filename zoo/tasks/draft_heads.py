@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zoo.arguments import blaming
 from zoo.errors import ZooError
 from zoo.models.decoding.hydra import HydraHeads
 from zoo.models.decoding.hydra_attention import HydraAttentionHead, HydraCrossHead, HydraEagleHead
@@ -51,6 +52,13 @@ class TokenHeadTraining(DraftTraining):
 
     def build_head(self, target: nn.Module) -> nn.Module:
         """Heads whose output layers start as the target's, or that use the target's own."""
+        with blaming("model.init_args.head_args"):
+            return self._build_head(target)
+
+    def _build_head(self, target: nn.Module) -> nn.Module:
+        count = self.head_args.get("num_heads", 1)
+        if count < 1:
+            raise ZooError(f"num_heads is {count}, expected 1 or more")
         if self.head in ("cross-attn", "eagle-attn"):
             kind = HydraCrossHead if self.head == "cross-attn" else HydraEagleHead
             return kind(**(layer_settings(target.config) | self.head_args))

@@ -12,12 +12,11 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection
 
-import zoo
 from zoo.data import DataModule
 from zoo.data.forecasting import Forecasting, read_series
 from zoo.errors import ZooError
 from zoo.plots.forecasting import forecasts
-from zoo.tasks.base import Task
+from zoo.tasks.base import Task, build_model
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,12 +56,7 @@ class SeriesForecasting(Task):
 
     def configure_models(self) -> None:
         """Build the network, with the given weights."""
-        try:
-            self.model = zoo.create_model(self.model_name, **self.model_args)
-        except (ZooError, TypeError) as error:
-            raise ZooError(f"model.init_args.model or model_args: {error}") from error
-        if self.pretrained is not None:
-            zoo.load_pretrained(self.model, self.pretrained)
+        self.model = build_model(self.model_name, self.model_args, self.pretrained)
 
     def configure_losses(self) -> None:
         """Mean squared error."""
@@ -73,7 +67,7 @@ class SeriesForecasting(Task):
         scores = MetricCollection({"mse": MeanSquaredError(), "mae": MeanAbsoluteError()})
         self.val_scores, self.test_scores = scores.clone("val/"), scores.clone("test/")
         self.last_value = MeanSquaredError()
-        self._shown: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._shown: list[tuple[Tensor, ...]] = []
 
     def check_data(self, data: DataModule) -> None:
         """The data must be series, of the lengths that the network has."""
@@ -116,7 +110,9 @@ class SeriesForecasting(Task):
         self.test_scores.update(forecast, future)
         self.last_value.update(past[:, -1:].expand_as(future).contiguous(), future)
         if len(self._shown) < 3:
-            self._shown.append((past[0].cpu(), future[0].cpu(), forecast[0].cpu()))
+            self._shown.append(
+                tuple(series[0].float().cpu() for series in (past, future, forecast))
+            )
 
     def on_validation_epoch_end(self) -> None:
         """Write the validation's scores."""
@@ -179,7 +175,7 @@ class SeriesForecasting(Task):
                 )
             past = table.to_numpy(np.float64)[-data.seq_len :]
             inputs = torch.from_numpy((past - mean) / std).float()[None].to(self.device)
-            forecast = self(inputs)[0].cpu().numpy() * std + mean
+            forecast = self(inputs)[0].float().cpu().numpy() * std + mean
             name = f"{number:04d}_{path.stem}"
             found = pd.DataFrame(forecast, columns=table.columns)
             found.to_csv(folder / f"{name}.csv", index_label="step", float_format="%.6g")

@@ -13,12 +13,14 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
 import zoo
+from zoo.arguments import blaming
 from zoo.data import DataModule
+from zoo.data.maps import reading
 from zoo.data.text import TextDataModule
 from zoo.errors import ZooError
 from zoo.models.language.base_lm import export_causal_lm, load_causal_lm
 from zoo.plots.decoding import loss_by_position
-from zoo.tasks.base import Task
+from zoo.tasks.base import MODEL, Task
 from zoo.tasks.decoding_test import DecodingTest
 
 if TYPE_CHECKING:
@@ -55,7 +57,8 @@ class LanguageModeling(Task):
 
     def configure_models(self) -> None:
         """Build or load the language model."""
-        self.model = build_causal_lm(self.model_name, self.model_args)
+        with blaming(MODEL):
+            self.model = build_causal_lm(self.model_name, self.model_args)
 
     def configure_losses(self) -> None:
         """Cross-entropy, where the data's mask says so."""
@@ -149,7 +152,14 @@ class LanguageModeling(Task):
         self.eval()
         rows = []
         for path in files:
-            ids = data.tokenizer(path.read_text(), return_tensors="pt")["input_ids"]
+            with reading(path, "a text file"):
+                text = path.read_text()
+            ids = data.tokenizer(text, return_tensors="pt")["input_ids"]
+            if ids.shape[1] < 2:
+                raise ZooError(
+                    f"{path}: {ids.shape[1]} tokens, expected a text of 2 or more: the first has "
+                    "nothing before it to predict it from"
+                )
             ids = ids[:, : data.length].to(self.device)
             losses, _, right = self._losses(ids, torch.ones_like(ids, dtype=torch.float))
             loss = float(losses.mean())

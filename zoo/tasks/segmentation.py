@@ -26,7 +26,7 @@ from zoo.losses.segmentation import (
 )
 from zoo.metrics.segmentation import BoundaryF1, ImageIoU, VolumeScores
 from zoo.plots.panels import Panels, overlay
-from zoo.tasks.base import check_num_classes
+from zoo.tasks.base import check_num_classes, check_several
 from zoo.tasks.dense import DenseTask
 
 
@@ -77,6 +77,7 @@ class Segmentation(DenseTask):
         spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
         **kwargs: Any,
     ) -> None:
+        check_several(num_classes)
         self.num_classes, self.loss_settings = num_classes, loss or SegmentationLoss()
         self.encoder_epochs = encoder_epochs
         self.encoder_boundary_width = encoder_boundary_width
@@ -107,10 +108,10 @@ class Segmentation(DenseTask):
     def check_data(self, data: DataModule) -> None:
         """The data must have the task's number of classes."""
         names = getattr(data, "class_names", None)
-        if names is None:
+        if names is None or not isinstance(data, MapDataModule):
             raise ZooError(
                 f"data.class_path: {type(data).__name__} has no label maps, expected a class such "
-                "as zoo.data.Portraits"
+                "as zoo.data.portraits.Portraits"
             )
         check_num_classes(self.num_classes, names)
         self.class_names = names

@@ -12,7 +12,6 @@ from PIL import Image
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-import zoo
 from zoo.data import DataModule
 from zoo.data.mot_files import Clip, clip_of_detections, frame_pictures, write_tracks
 from zoo.data.pictures import read_picture
@@ -22,7 +21,7 @@ from zoo.metrics.tracking import paired_iou, tracking_scores
 from zoo.models.tracking.byte_track import ByteTracker, Thresholds, fill_gaps
 from zoo.models.tracking.motion import KalmanMotion, Motion, TrackSSMMotion
 from zoo.plots.tracks import draw_detections, draw_tracks, frame_rows, write_animation
-from zoo.tasks.base import Task
+from zoo.tasks.base import Task, build_model
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -71,12 +70,7 @@ class Tracking(Task):
 
     def configure_models(self) -> None:
         """Build the motion model, with the given weights."""
-        try:
-            self.model = zoo.create_model(self.model_name, **self.model_args)
-        except (ZooError, TypeError) as error:
-            raise ZooError(f"model.init_args.model or model_args: {error}") from error
-        if self.pretrained is not None:
-            zoo.load_pretrained(self.model, self.pretrained)
+        self.model = build_model(self.model_name, self.model_args, self.pretrained)
 
     def configure_losses(self) -> None:
         """The model's own."""

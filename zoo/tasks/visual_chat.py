@@ -12,14 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-import zoo
 from zoo.data import DataModule
 from zoo.data.pictures import PICTURE_SUFFIXES, read_picture
 from zoo.data.visual_chat import PLACE, VisualChat
 from zoo.errors import ZooError
 from zoo.models.language.base_lm import export_causal_lm
 from zoo.plots.chat import Exchange, conversations
-from zoo.tasks.base import Task
+from zoo.tasks.base import Task, build_model
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,7 +58,7 @@ class VisualQuestionAnswering(Task):
 
     def configure_models(self) -> None:
         """Build the decoder."""
-        self.model = zoo.create_model(self.model_name, self.pretrained or False, **self.model_args)
+        self.model = build_model(self.model_name, self.model_args, self.pretrained)
 
     def configure_losses(self) -> None:
         """Cross-entropy of what the assistant says."""
