@@ -34,8 +34,8 @@ SYNAPSE_CLASSES = (
     "stomach",
 )
 LINE_CLASSES = ("background", "faint line", "clear line", "bright line")
-#: Brightness of the made lines' classes above the ground.
-LINE_LEVELS = (0.4, 0.7, 1.0)
+#: Brightness of the made slices' ground and of their lines' classes, in Synapse's range of 0..1.
+GROUND_LEVEL, LINE_LEVELS = 0.25, (0.49, 0.67, 0.85)
 
 
 class VolumeDataModule(MapDataModule):
@@ -317,7 +317,7 @@ def draw_lines(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndar
     Returns:
         image [size, size] float32 and labels [size, size] uint8, see :data:`LINE_CLASSES`.
     """
-    image = np.zeros((size, size), np.float32)
+    image = np.full((size, size), GROUND_LEVEL)
     label = np.zeros((size, size), np.uint8)
     for kind in rng.permutation([1, 2, 3, *rng.integers(1, 4, 2)]):
         points = rng.uniform(0.05, 0.95, (3, 2)) * (size - 1)
@@ -332,4 +332,5 @@ def draw_lines(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndar
                 moved = np.minimum(columns + shift, size - 1)
                 image[rows, moved] = LINE_LEVELS[kind - 1]
                 label[rows, moved] = kind
-    return image + rng.normal(0, 0.1, image.shape).astype(np.float32), label
+    noisy = image + rng.normal(0, 0.06, image.shape)
+    return noisy.clip(0, 1).astype(np.float32), label
