@@ -115,6 +115,17 @@ def test_recipe_runs_and_predicts(tmp_path):
         task.predict_files([tmp_path / "other.csv"], data, tmp_path)
 
 
+def test_figures_of_bfloat16(tmp_path):
+    recipe = small(tmp_path)
+    task, data = recipe.build()
+    trainer = recipe.build_trainer(
+        logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        limit_test_batches=1, accelerator="cpu", precision="bf16-mixed",
+    )  # fmt: skip
+    trainer.test(task, datamodule=data, verbose=False)
+    assert set(task.figures()) == {"forecasts"}
+
+
 def test_lengths_must_agree(tmp_path):
     task, data = small(tmp_path, "--data.init_args.seq_len=64").build()
     with pytest.raises(ZooError, match="seq_len is 64, but the network was built for 96"):
