@@ -10,6 +10,7 @@ from tests.tiny import ROOT
 from zoo.cli import Recipe, quiet
 from zoo.data.forecasting import Forecasting, SmallSeries, made_series, read_series, write_series
 from zoo.errors import ZooError
+from zoo.tasks.forecasting import SeriesForecasting
 
 RECIPES = ROOT / "recipes/vision/mambamixer"
 
@@ -117,7 +118,8 @@ def test_recipe_runs_and_predicts(tmp_path):
 
 def test_figures_of_bfloat16(tmp_path):
     recipe = small(tmp_path)
-    task, data = recipe.build()
+    _, data = recipe.build()
+    task = SeriesForecasting("dlinear", {"seq_len": 96, "pred_len": 16})
     trainer = recipe.build_trainer(
         logger=False, enable_checkpointing=False, enable_progress_bar=False,
         limit_test_batches=1, accelerator="cpu", precision="bf16-mixed",
