@@ -226,6 +226,18 @@ def test_evaluate_repeats_the_test(trained_run, capsys, in_tmp_path):
     assert "nothing trained in it" in error_of(capsys, zoo.evaluate.main([str(recipe)]))
 
 
+def test_evaluation_takes_one_device(tmp_path, trained_run, capsys):
+    """Whatever the recipe was trained on."""
+    recipe = tiny_recipe(tmp_path, trainer__accelerator="gpu", trainer__devices=8)
+    arguments = [str(trained_run), "--recipe", str(recipe)]
+    output = ["--output", str(tmp_path / "it.json")]
+    assert zoo.evaluate.main([*arguments, *output]) == 0
+    wrong = ["--trainer.accelerator", "tpu", "--trainer.devices", "1"]
+    assert "trainer: " in error_of(
+        capsys, zoo.evaluate.main([*arguments, *output, *wrong])
+    )
+
+
 def test_finished_run_goes_on_with_more_epochs(trained_run, in_tmp_path):
     checkpoint = str(trained_run / "checkpoints/last.ckpt")
     assert zoo.train.main(["--ckpt_path", checkpoint, "--trainer.max_epochs", "4"]) == 0

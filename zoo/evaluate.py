@@ -1,7 +1,8 @@
 """``python -m zoo.evaluate RUN|CHECKPOINT|RECIPE [--split test] [--a.b VALUE]``.
 
 Measures a run's best checkpoint, a checkpoint file, or, with a recipe that names ``pretrained``
-weights, published ones. Prints a table and writes the numbers as JSON.
+weights, published ones. Prints a table and writes the numbers as JSON. One device does it, unless
+``--trainer.devices`` says otherwise, whatever the recipe is trained on.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from zoo.arguments import make_folder
 from zoo.cli import Recipe, quiet
@@ -67,13 +70,24 @@ def main(argv: list[str]) -> int:
     if output.is_dir():
         raise ZooError(f"--output: {output} is a folder, expected the name of a JSON file")
     make_folder("--output", output.parent)
-    trainer = recipe.build_trainer(logger=False, enable_checkpointing=False)
+    trainer = recipe.build_trainer(
+        logger=False, enable_checkpointing=False, **_one_device(recipe, overrides)
+    )
     metrics = getattr(trainer, stage)(task, datamodule=data, verbose=False)[0]
     if trainer.is_global_zero:
         report = {"recipe": name, "source": str(source), "split": arguments.split, **metrics}
         write_atomically(output, (json.dumps(report, indent=2) + "\n").encode())
         print_metrics(f"{name}: {arguments.split} of {source}", metrics, output)
     return 0
+
+
+def _one_device(recipe: Recipe, overrides: Sequence[str]) -> dict[str, Any]:
+    """The trainer's settings for it, without those that the command line gives."""
+    settings = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
+    if recipe.config.trainer.accelerator != "cpu":
+        settings["accelerator"] = "auto"
+    given = {option.partition("=")[0] for option in overrides}
+    return {name: value for name, value in settings.items() if f"--trainer.{name}" not in given}
 
 
 if __name__ == "__main__":

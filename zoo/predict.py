@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+from zoo.arguments import make_folder
 from zoo.cli import Recipe, quiet
 from zoo.command import command
 from zoo.data import DataModule
@@ -70,10 +71,7 @@ def main(argv: list[str]) -> int:
     task.to(device)
     files = task.find_inputs(arguments.files)
     part = output.with_name(f".{output.name}.part")
-    try:
-        part.mkdir(parents=True)
-    except OSError as error:
-        raise ZooError(f"--output: {output} cannot be made: {error.strerror}") from None
+    make_folder("--output", part)
     try:
         rows = task.predict_files(files, data, part)
         with (part / "predictions.csv").open("w", newline="") as file:

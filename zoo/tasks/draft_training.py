@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
 import zoo
+from zoo.arguments import blaming
 from zoo.data import DataModule
 from zoo.decoding.heads import save_head
 from zoo.errors import ZooError
@@ -71,7 +72,8 @@ class DraftTraining(Task):
 
     def _add_language_model(self, role: str, name: str, arguments: dict[str, Any]) -> None:
         if self.train_target:
-            self.model[role] = zoo.create_model(name, **arguments)
+            with blaming(f"model.init_args.{role}_args"):
+                self.model[role] = zoo.create_model(name, **arguments)
         else:
             self._frozen[role] = load_causal_lm(name).requires_grad_(False)
 
