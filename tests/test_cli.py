@@ -233,9 +233,7 @@ def test_evaluation_takes_one_device(tmp_path, trained_run, capsys):
     output = ["--output", str(tmp_path / "it.json")]
     assert zoo.evaluate.main([*arguments, *output]) == 0
     wrong = ["--trainer.accelerator", "tpu", "--trainer.devices", "1"]
-    assert "trainer: " in error_of(
-        capsys, zoo.evaluate.main([*arguments, *output, *wrong])
-    )
+    assert "trainer: " in error_of(capsys, zoo.evaluate.main([*arguments, *output, *wrong]))
 
 
 def test_finished_run_goes_on_with_more_epochs(trained_run, in_tmp_path):
