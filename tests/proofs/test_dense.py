@@ -3,7 +3,7 @@
 import pytest
 
 from zoo.proofs.medusa_medical import Looks
-from zoo.proofs.mutual_inpainting import HoleGap, MeanFill
+from zoo.proofs.mutual_inpainting import MeanFill, MutualBlock
 from zoo.proofs.prelude_net import DepthOfVideos
 from zoo.proofs.sfanet import ConstantCount
 from zoo.proofs.sinet import Blocking
@@ -33,11 +33,12 @@ def test_blocking(tiny):
     assert always["gate_ratio"] == pytest.approx(1), "an open gate is the same everywhere"
 
 
-def test_hole_gap(tiny):
+def test_mutual_block(tiny):
     recipe = "dense/mutual_inpainting/small.yaml"
-    with_it = HoleGap(recipe, tiny).measure()
-    without = HoleGap(recipe, tiny | {"model.init_args.model_args.equalise": False}).measure()
+    with_it = MutualBlock(recipe, tiny).measure()
+    without = MutualBlock(recipe, tiny | {"model.init_args.model_args.equalise": False}).measure()
     assert with_it["gap"] > 0 and without["gap"] > 0
+    assert 0 <= with_it["structure_share"] <= 1
     assert without["parameters"] < with_it["parameters"] < 1.02 * without["parameters"]
 
 

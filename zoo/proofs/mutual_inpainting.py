@@ -1,4 +1,4 @@
-"""What MEDFE's equalisation does to features, and the fill that any network must beat."""
+"""What MEDFE's mutual block does, and the fill that any network must beat."""
 
 from __future__ import annotations
 
@@ -11,29 +11,39 @@ from zoo.proofs.trained import OfRecipe, Trained
 from zoo.tasks import Task
 
 
-class HoleGap(Trained):
-    """How much the features that the mutual block gives back to the decoder betray the hole.
+class MutualBlock(Trained):
+    """What the two branches of the mutual block hold, and what its equalisation does.
 
-    Measures, beside the test's scores, ``gap``: the difference of a feature's mean over the hole
-    and over the known places, in standard deviations over the picture; mean over features and test
-    pictures.
+    Measures, beside the test's scores,
+
+    - ``structure_share``: the share of test pictures whose smoothed copy is nearer (L1, at the
+      branches' size) to what the structure branch shows than to what the texture branch shows;
+    - ``gap``: how much the features that the block gives back to the decoder betray the hole: the
+      difference of a feature's mean over the hole and over the known places, in standard deviations
+      over the picture; mean over features and test pictures.
     """
 
     @torch.inference_mode()
     def inspect(self, task: Task, data: DataModule) -> dict[str, float]:
-        """Look at the features behind the equalisation, or where it would be."""
+        """Look at both branches, and behind the equalisation, or where it would be."""
         features: list[Tensor] = []
         network = task.eval_model
         hook = network.mutual.base.register_forward_hook(lambda *call: features.append(call[-1]))
-        gaps = []
+        gaps, nearer = [], []
         for batch in data.test_dataloader():
-            network(batch["image"], batch["mask"])
+            _, *branches = network(batch["image"], batch["mask"])
+            smoothed = interpolate(batch["structure"], branches[0].shape[-2:], mode="bilinear")
+            structure, texture = ((b - smoothed).abs().mean((1, 2, 3)) for b in branches)
+            nearer.append(structure < texture)
             x = features.pop()
             hole = interpolate(batch["mask"], size=x.shape[-2:], mode="area")
             means = [(x * w).sum((2, 3)) / w.sum((2, 3)) for w in (hole, 1 - hole)]
             gaps.append(((means[0] - means[1]).abs() / x.std((2, 3)).clamp(min=1e-6)).mean(1))
         hook.remove()
-        return {"gap": float(torch.cat(gaps).mean())}
+        return {
+            "structure_share": float(torch.cat(nearer).float().mean()),
+            "gap": float(torch.cat(gaps).mean()),
+        }
 
 
 class MeanFill(OfRecipe):
