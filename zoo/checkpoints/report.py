@@ -73,6 +73,6 @@ def some(names: Iterable[str], limit: int = 8) -> str:
     return ", ".join(names[:limit]) + more
 
 
-def some_pairs(pairs: dict[str, tuple[str, str]]) -> str:
+def some_pairs(pairs: dict[str, tuple[str, str]], limit: int = 8) -> str:
     """The same with what belongs to each name in the checkpoint and in the model."""
-    return some(f"{name} {theirs} / {mine}" for name, (theirs, mine) in pairs.items())
+    return some((f"{name} {theirs} / {mine}" for name, (theirs, mine) in pairs.items()), limit)

@@ -24,7 +24,7 @@ from torchmetrics import MeanMetric
 
 import zoo
 from zoo.arguments import blaming
-from zoo.checkpoints.report import some
+from zoo.checkpoints.report import some, some_pairs
 from zoo.data import DataModule
 from zoo.errors import ZooError, suggest
 
@@ -416,15 +416,15 @@ def check_weights(given: Mapping[str, Tensor], model: nn.Module) -> None:
         ZooError: they are not; the message has the first that differ.
     """
     own = model.state_dict()
-    shapes = [
-        f"{name} {list(value.shape)} / {list(own[name].shape)}"
+    shapes = {
+        name: (str(list(value.shape)), str(list(own[name].shape)))
         for name, value in given.items()
         if name in own and own[name].shape != value.shape
-    ]
+    }
     parts = [
         f"{what}: {listed}"
         for what, listed in (
-            ("other shapes (checkpoint / model)", some(shapes, 3)),
+            ("other shapes (checkpoint / model)", some_pairs(shapes, 3)),
             ("missing in the checkpoint", some((n for n in own if n not in given), 3)),
             ("unknown to the model", some((n for n in given if n not in own), 3)),
         )

@@ -152,6 +152,8 @@ class DenseTask(Task):
         """Apply the network to picture files; writes each picture beside its result."""
         if not isinstance(data, MapDataModule):
             raise ZooError(f"{type(data).__name__} does not say how a picture becomes an input")
+        if self.class_names is None:  # weights without names, such as published ones
+            self.class_names = getattr(data, "class_names", None)
         self.eval()
         rows = []
         for number, path in enumerate(files, start=1):

@@ -86,8 +86,6 @@ class Detection(DenseTask):
 
     def predict_image(self, image: Tensor, data: Any) -> dict[str, Tensor]:
         """Objects in a picture [3, H, W] in 0..1; the detector scales it."""
-        if self.class_names is None:  # weights without names, such as published ones
-            self.class_names = getattr(data, "class_names", None)
         found = self.eval_model([data.to_input(image).to(self.device)])[0]
         return self._shown_objects(_outlined(found))
 

@@ -216,8 +216,6 @@ class Segmentation(DenseTask):
 
         The network sees it in the size in which it saw its own data; the answer is resized back.
         """
-        if self.class_names is None:  # weights without names, such as published ones
-            self.class_names = getattr(data, "class_names", None)
         size = data.input_size(*image.shape[-2:])
         seen = image
         if size is not None:
