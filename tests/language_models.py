@@ -21,11 +21,11 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from zoo.models.decoding._hydra_attention import HydraCrossHead, HydraEagleHead
+from zoo.models.decoding._one_layer import layer_settings
 from zoo.models.decoding.hydra import HydraHeads
-from zoo.models.decoding.hydra_attention import HydraCrossHead, HydraEagleHead
 from zoo.models.decoding.kangaroo import KangarooAdapter
 from zoo.models.decoding.medusa import MedusaHeads
-from zoo.models.decoding.one_layer import layer_settings
 from zoo.models.decoding.specdec_pp import AcceptanceHead
 
 VOCAB, WIDTH = 50, 32

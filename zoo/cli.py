@@ -24,11 +24,11 @@ from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from zoo.data import DataModule
+from zoo.data.base import DataModule
 from zoo.errors import ZooError, suggest
 from zoo.recipe_errors import explain
 from zoo.runs import Checkpoints
-from zoo.tasks import Task
+from zoo.tasks.base import Task
 
 #: Groups of a recipe whose keys are the arguments of a class.
 GROUPS = {"trainer": pl.Trainer, "checkpoint": Checkpoints}

@@ -25,9 +25,9 @@ from zoo.decoding.comparison import figure, on_prompts, on_spec_bench, show, wri
 from zoo.decoding.spec_bench import TASKS, read_questions
 from zoo.devices import usable_device
 from zoo.errors import ZooError
-from zoo.models.language.base_lm import load_causal_lm, load_tokenizer
+from zoo.models.language._causal_lm import load_causal_lm, load_tokenizer
 from zoo.show import print_table, say
-from zoo.tasks.decoding_test import acceptance_figure
+from zoo.tasks.decoding._decoding_test import acceptance_figure
 
 #: Which option gives a method what it cannot do without.
 NEEDS = {

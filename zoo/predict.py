@@ -17,12 +17,13 @@ from pathlib import Path
 from zoo.arguments import make_folder
 from zoo.cli import Recipe, quiet
 from zoo.command import command
-from zoo.data import DataModule
+from zoo.data.base import DataModule
 from zoo.devices import usable_device
 from zoo.errors import ZooError
 from zoo.runs import read_checkpoint, resolve_checkpoint
 from zoo.show import print_table, say
-from zoo.tasks import ImageClassification, Task
+from zoo.tasks.base import Task
+from zoo.tasks.vision.classification import ImageClassification
 
 SHOWN = 20
 

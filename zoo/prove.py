@@ -19,7 +19,7 @@ from zoo.cli import quiet, read_yaml
 from zoo.command import command
 from zoo.errors import ZooError, suggest
 from zoo.list import recipes_folder
-from zoo.proofs import Proof, check
+from zoo.proofs.base import Proof, check
 from zoo.proofs.results import Result, record, verdict, write_page
 from zoo.recipe_errors import explain
 from zoo.show import print_table, say

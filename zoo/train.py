@@ -27,7 +27,7 @@ from zoo.runs import (
 )
 from zoo.runs.folder import LAST
 from zoo.show import count, print_metrics, say
-from zoo.tasks import Task
+from zoo.tasks.base import Task
 
 
 def _arguments() -> argparse.ArgumentParser:

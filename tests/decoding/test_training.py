@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from tests.language_models import make_model
-from zoo.data.text import Conversations, PythonSource, read_conversations, train_tokenizer
-from zoo.data.toy_languages import UnitLanguage
+from zoo.data.language.text import Conversations, PythonSource, read_conversations, train_tokenizer
+from zoo.data.language.unit_language import UnitLanguage
 from zoo.decoding.spec_bench import (
     Answer,
     Question,
@@ -21,10 +21,10 @@ from zoo.decoding.spec_bench import (
 from zoo.errors import ZooError
 from zoo.generate import main as generate_command
 from zoo.tasks.base import OptimizerSettings, ScheduleSettings
-from zoo.tasks.decoding_test import DecodingTest
-from zoo.tasks.draft_heads import AdapterTraining, TokenHeadTraining
-from zoo.tasks.draft_models import AcceptanceTraining, DraftModelTraining
-from zoo.tasks.language_modeling import LanguageModeling
+from zoo.tasks.decoding._decoding_test import DecodingTest
+from zoo.tasks.decoding.draft_heads import AdapterTraining, TokenHeadTraining
+from zoo.tasks.decoding.draft_models import AcceptanceTraining, DraftModelTraining
+from zoo.tasks.language.language_modeling import LanguageModeling
 
 SHAPE = dict(
     vocab_size=35,

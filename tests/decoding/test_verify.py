@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from zoo.decoding.methods.spectr import _Trie
 from zoo.decoding.optimal_transport import (
     k_seq,
     optimal_acceptance,
     recursive_rejection_acceptance,
 )
 from zoo.decoding.sampling import Sampler
-from zoo.decoding.spectr import _Trie
 from zoo.decoding.tree import Tree
 from zoo.decoding.verify import Draft, KSeq, Rejection, SampleMatch, Typical, Verifier
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from zoo.data.mot_files import read_clip, write_clip
+from zoo.data.formats.mot_files import read_clip, write_clip
 from zoo.metrics.tracking import paired_iou, tracking_scores
 
 

@@ -9,19 +9,19 @@ from lightning.pytorch import Trainer
 from PIL import Image
 from skimage.data import astronaut
 
-from zoo.data.ade20k import ADE20K
-from zoo.data.crowds import ShanghaiTech
-from zoo.data.inpainting import Inpainting as InpaintingData
-from zoo.data.maps import SmallSample
-from zoo.data.portraits import Portraits
-from zoo.data.volumes import Synapse
-from zoo.data.xrays import COVIDx
+from zoo.data.dense.crowds import ShanghaiTech
+from zoo.data.dense.inpainting import Inpainting as InpaintingData
+from zoo.data.dense.portraits import Portraits
+from zoo.data.dense.volumes import Synapse
+from zoo.data.dense.xrays import COVIDx
+from zoo.data.formats.maps import SmallSample
+from zoo.data.vision.ade20k import ADE20K
 from zoo.errors import ZooError
 from zoo.tasks import OptimizerSettings
-from zoo.tasks.crowd_counting import CrowdCounting
-from zoo.tasks.inpainting import Inpainting, inception_distance
-from zoo.tasks.medical_classification import MedicalClassification
-from zoo.tasks.segmentation import Segmentation, SegmentationLoss
+from zoo.tasks.dense.crowd_counting import CrowdCounting
+from zoo.tasks.dense.inpainting import Inpainting, inception_distance
+from zoo.tasks.dense.medical_classification import MedicalClassification
+from zoo.tasks.dense.segmentation import Segmentation, SegmentationLoss
 
 MEDUSA = {
     "backbone": "resnet10t",

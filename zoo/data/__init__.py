@@ -1,14 +1,9 @@
-"""Data sets as Lightning data modules: one file per family of data sets."""
+"""Data sets as Lightning data modules: a reader per family of data sets.
 
-from zoo.data.base import DataModule, SampleKey
-from zoo.data.images import Augmentation, Digits, HuggingFaceImages, ImageDataModule, ImageFolder
+Every class stands in ``zoo/data/<family>/`` and is found here by its name: ``zoo.data.Synapse``.
+``formats`` holds what reads and writes files, ``synthetic`` what makes samples.
+"""
 
-__all__ = [
-    "Augmentation",
-    "DataModule",
-    "Digits",
-    "HuggingFaceImages",
-    "ImageDataModule",
-    "ImageFolder",
-    "SampleKey",
-]
+from zoo.lazy import lazy_classes
+
+__getattr__, __dir__ = lazy_classes(__name__)

@@ -10,9 +10,9 @@ from typing import Any, Protocol, TypeVar
 from torch import nn
 
 from zoo.checkpoints import load_pretrained, read_state_dict, save_state_dict
+from zoo.checkpoints.exports import trained_folder
 from zoo.checkpoints.sources import locate
 from zoo.errors import ZooError
-from zoo.models.language.base_lm import trained_folder
 from zoo.models.registry import create_model, list_models
 
 HeadT = TypeVar("HeadT", bound=nn.Module, covariant=True)

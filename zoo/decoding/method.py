@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Any, ClassVar, get_args, get_type_hints
 
 from torch import Tensor, nn
 
+from zoo.decoding import methods
 from zoo.decoding.sampling import Sampler
 from zoo.decoding.session import Scores, Session
 from zoo.decoding.tree import batch_parents
@@ -90,16 +92,6 @@ class Method(ABC):
 
 
 _METHODS: dict[str, type[Method]] = {}
-_FILES = (
-    "plain",
-    "medusa",
-    "hydra",
-    "token_recycling",
-    "kangaroo",
-    "draft_model",
-    "spectr",
-    "specdec_pp",
-)
 
 
 def register_method(cls: type[Method]) -> type[Method]:
@@ -110,8 +102,8 @@ def register_method(cls: type[Method]) -> type[Method]:
 
 def list_methods() -> list[str]:
     """Names of all methods, plain decoding first."""
-    for file in _FILES:
-        import_module(f"zoo.decoding.{file}")
+    for module in pkgutil.iter_modules(methods.__path__):
+        import_module(f"{methods.__name__}.{module.name}")
     return ["plain", *sorted(set(_METHODS) - {"plain"})]
 
 

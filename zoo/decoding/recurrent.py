@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from zoo.decoding.session import Scores, Session
 from zoo.errors import ZooError
 from zoo.layers.cache import Cache
-from zoo.models.language.layers import cache_name
+from zoo.models.language._split_decoder import cache_name
 
 
 def is_recurrent(model: nn.Module) -> bool:

@@ -14,7 +14,7 @@ from zoo.decoding.attention import Attention, OpenTree
 from zoo.decoding.cache import TreeCache
 from zoo.decoding.tree import PADDING, ancestor_matrix
 from zoo.errors import ZooError
-from zoo.models.language.layers import cache_name
+from zoo.models.language._split_decoder import cache_name
 from zoo.ops.tree_attention import pack_ancestors
 
 

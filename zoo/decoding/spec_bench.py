@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from zoo.decoding.generate import Generation, generate
 from zoo.decoding.method import Method
 from zoo.errors import ZooError
-from zoo.models.language.chat import vicuna_text
+from zoo.models.language._chat import vicuna_text
 
 #: The benchmark's six tasks, and which categories of the file belong to them.
 TASKS = {

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zoo.data.mot_files import Clip, write_tracks
+from zoo.data.formats.mot_files import Clip, write_tracks
 from zoo.errors import ZooError
 
 

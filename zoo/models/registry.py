@@ -67,7 +67,8 @@ def register_model(
 
     def decorate(build: BuildT) -> BuildT:
         name = build.__name__
-        family, system = build.__module__.split(".")[-2:]
+        family, file = build.__module__.split(".")[-2:]
+        system = file.lstrip("_")
         known = _models.get(name)
         if known is not None and known.build.__module__ != build.__module__:
             raise ValueError(
@@ -83,9 +84,9 @@ def register_model(
 
 @functools.cache
 def _systems() -> dict[str, str]:
-    """Module path of every paper -> the name of its file."""
+    """Module path of every file that may register models -> its name."""
     return {
-        module.name: module.name.rpartition(".")[2]
+        module.name: module.name.rpartition(".")[2].lstrip("_")
         for family in pkgutil.iter_modules(import_module("zoo.models").__path__, "zoo.models.")
         if family.ispkg
         for module in pkgutil.iter_modules(import_module(family.name).__path__, family.name + ".")

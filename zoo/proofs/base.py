@@ -5,8 +5,8 @@ In a recipe's ``proof.yaml``::
     proofs:
     - claim: Four scan directions reach every cell, one does not.
       measurements:
-        four: {class_path: zoo.proofs.vmamba.Reach, init_args: {forward_type: v05_noz}}
-        one: {class_path: zoo.proofs.vmamba.Reach, init_args: {forward_type: v051d_noz}}
+        four: {class_path: zoo.proofs.vision.vmamba.Reach, init_args: {forward_type: v05_noz}}
+        one: {class_path: zoo.proofs.vision.vmamba.Reach, init_args: {forward_type: v051d_noz}}
       must_hold:
       - four.share == 1
       - one.share <= 0.55

@@ -53,17 +53,17 @@ def record(system: str, results: Sequence[Result], folder: Path) -> None:
     Args:
         system: ``family/name``.
         results: one for each claim.
-        folder: gets ``family-name.json`` and ``family-name-<number>.png`` for each claim.
+        folder: gets ``family/name.json`` and ``family/name-<number>.png`` for each claim.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    name = system.replace("/", "-")
-    for old in folder.glob(f"{name}-[0-9].png"):
+    file = folder / f"{system}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    for old in file.parent.glob(f"{file.stem}-[0-9].png"):
         old.unlink()
     for number, result in enumerate(results):
         measured_bars(
             result.claim,
             [(i.left, i.measured, i.relation, i.threshold, i.holds) for i in result.inequalities],
-        ).savefig(folder / f"{name}-{number}.png")
+        ).savefig(file.with_name(f"{file.stem}-{number}.png"))
     content = {
         "system": system,
         "pytorch": torch.__version__,
@@ -71,7 +71,7 @@ def record(system: str, results: Sequence[Result], folder: Path) -> None:
         "threads": torch.get_num_threads(),
         "proofs": [asdict(result) for result in results],
     }
-    write_atomically(folder / f"{name}.json", json.dumps(content, indent=1).encode())
+    write_atomically(file, json.dumps(content, indent=1).encode())
 
 
 def write_page(page: Path) -> None:
@@ -81,7 +81,7 @@ def write_page(page: Path) -> None:
         ZooError: if a file there is no result.
     """
     folder = page.with_suffix("")
-    systems = [_read(file) for file in sorted(folder.glob("*.json"))]
+    systems = [_read(file) for file in sorted(folder.glob("*/*.json"))]
     held = [[result.holds for result in results] for _, results in systems]
     parts = [
         _HEAD,
@@ -112,7 +112,7 @@ def _section(content: dict[str, Any], results: list[Result], folder: Path) -> It
     yield f"## {system}\n"
     yield f"PyTorch {content['pytorch']}, {content['machine']}, threads: {content['threads']}.\n"
     for number, result in enumerate(results):
-        figure = f"{folder.name}/{system.replace('/', '-')}-{number}.png"
+        figure = f"{folder.name}/{system}-{number}.png"
         yield f"**{result.claim}** ({result.seconds:.0f} s)\n"
         yield "| must hold | measured | verdict |"
         yield "| --- | ---: | --- |"

@@ -9,10 +9,10 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from zoo.cli import Recipe
-from zoo.data import DataModule
+from zoo.data.base import DataModule
 from zoo.list import recipes_folder
 from zoo.proofs.base import Measurement
-from zoo.tasks import Task
+from zoo.tasks.base import Task
 
 
 def open_recipe(recipe: str, overrides: dict[str, Any], seed: int = 0) -> Recipe:

@@ -27,7 +27,7 @@ from torchmetrics import Metric
 from zoo.errors import ZooError
 from zoo.runs.folder import BEST, LAST
 from zoo.runs.metrics import MetricsTable, write_atomically
-from zoo.tasks import Task
+from zoo.tasks.base import Task
 
 
 class CheckpointFiles(TorchCheckpointIO):

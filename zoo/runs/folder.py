@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from zoo.errors import ZooError
 from zoo.plots import learning_curve
 from zoo.runs.metrics import MetricsTable, write_atomically
-from zoo.tasks import Task
+from zoo.tasks.base import Task
 
 BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
 

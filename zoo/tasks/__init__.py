@@ -1,12 +1,9 @@
-"""Tasks: what is learnt and measured, one Lightning module per task."""
+"""Tasks: what is learnt and measured, one Lightning module per task.
 
-from zoo.tasks.base import OptimizerSettings, ScheduleSettings, Task
-from zoo.tasks.classification import ImageClassification, MixupSettings
+Every class stands in ``zoo/tasks/<family>/`` and is found here by its name:
+``zoo.tasks.Segmentation``.
+"""
 
-__all__ = [
-    "ImageClassification",
-    "MixupSettings",
-    "OptimizerSettings",
-    "ScheduleSettings",
-    "Task",
-]
+from zoo.lazy import lazy_classes
+
+__getattr__, __dir__ = lazy_classes(__name__)

@@ -25,7 +25,7 @@ from torchmetrics import MeanMetric
 import zoo
 from zoo.arguments import blaming
 from zoo.checkpoints.report import some, some_pairs
-from zoo.data import DataModule
+from zoo.data.base import DataModule
 from zoo.errors import ZooError, suggest
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 import zoo
 from tests.language_models import VOCAB, WIDTH, make_model
 from zoo.decoding.heads import head_for, save_head
-from zoo.decoding.hydra import KINDS, build_heads
+from zoo.decoding.methods.hydra import KINDS, build_heads
 from zoo.errors import ZooError
+from zoo.models.decoding._hydra_attention import HydraCrossHead, HydraEagleHead
 from zoo.models.decoding.hydra import HydraHeads
-from zoo.models.decoding.hydra_attention import HydraCrossHead, HydraEagleHead
 from zoo.models.decoding.kangaroo import KangarooAdapter
 from zoo.models.decoding.medusa import MedusaHeads
 from zoo.models.decoding.specdec_pp import AcceptanceHead

@@ -6,8 +6,7 @@ import torch
 import zoo
 from tests.dense import check_learning, count
 from zoo.errors import ZooError
-from zoo.layers.conv_lstm import hard_sigmoid
-from zoo.models.dense.prelude_net import PreludeNet
+from zoo.models.dense.prelude_net import PreludeNet, hard_sigmoid
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ import torch
 import zoo
 from tests.dense import check_learning, count
 from zoo.errors import ZooError
-from zoo.layers.vit import ViTTaps
 from zoo.losses.multi_task import balance_loss
+from zoo.models.dense.taskexpert import ViTTaps
 
 TASKS = {"semseg": 4, "depth": 1}
 

@@ -13,10 +13,10 @@ from transformers import MambaConfig as TransformersConfig
 
 import zoo
 from tests.language_models import noisy
-from zoo.data.text import train_tokenizer
+from zoo.data.language.text import train_tokenizer
 from zoo.decoding import generate
 from zoo.errors import ZooError
-from zoo.models.language.base_lm import export_causal_lm, load_causal_lm, load_tokenizer
+from zoo.models.language._causal_lm import export_causal_lm, load_causal_lm, load_tokenizer
 from zoo.models.language.mamba import MambaConfig, MambaLM
 
 COUNTS = {

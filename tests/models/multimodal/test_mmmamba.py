@@ -9,14 +9,14 @@ import zoo
 from zoo.decoding import generate
 from zoo.errors import ZooError
 from zoo.losses.distillation import attention_layers, tap
-from zoo.models.language.base_lm import export_causal_lm
-from zoo.models.multimodal.attention_layers import GroupedAttention, Mamba2Attention
-from zoo.models.multimodal.cost import decode_bytes, full_size_bounds
-from zoo.models.multimodal.decoder import MultimodalDecoder, pixel_shuffle
-from zoo.models.multimodal.decoder_config import DecoderConfig
+from zoo.models.language._causal_lm import export_causal_lm
+from zoo.models.multimodal._mmmamba_attention import GroupedAttention, Mamba2Attention
+from zoo.models.multimodal._mmmamba_config import DecoderConfig
+from zoo.models.multimodal._mmmamba_cost import decode_bytes, full_size_bounds
+from zoo.models.multimodal._mmmamba_decoder import MultimodalDecoder, pixel_shuffle
 from zoo.models.multimodal.mmmamba import HYBRID, load_decoder, seed_student
-from zoo.tasks.distillation import TRAINABLE
-from zoo.tasks.freezing import train_only
+from zoo.tasks._freezing import train_only
+from zoo.tasks.multimodal.distillation import TRAINABLE
 
 COUNTS = {
     "mmmamba_teacher": 2_606_327_808,

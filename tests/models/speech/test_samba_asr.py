@@ -4,8 +4,8 @@ import torch
 import zoo
 from tests.dense import check_learning, count
 from zoo.errors import ZooError
+from zoo.models.speech._samba_asr_streaming import SambaStream
 from zoo.models.speech.samba_asr import SambaASR
-from zoo.models.speech.streaming import SambaStream
 
 TINY = {"d_model": 32, "vocab_size": 12, "n_mels": 8}
 TRANSFORMER = {"mixer": "attention", "cross": "attention", "ffn_mult": 4}

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
-from zoo.models.tracking.byte_track import ByteTracker, Thresholds, assign, fill_gaps, overlaps
-from zoo.models.tracking.motion import KalmanMotion, TrackSSMMotion
+from zoo.models.tracking._byte_track import ByteTracker, Thresholds, assign, fill_gaps, overlaps
+from zoo.models.tracking._motion import KalmanMotion, TrackSSMMotion
 
 
 class GoesOn:

@@ -4,8 +4,7 @@ import torch
 import zoo
 from tests import backbones
 from zoo.errors import ZooError
-from zoo.layers.weighted_averaging import AveragedBlocks
-from zoo.models.vision.mambamixer import TSM2, ViM2
+from zoo.models.vision.mambamixer import TSM2, AveragedBlocks, ViM2
 
 VIM2 = {
     "depths": (2, 2),

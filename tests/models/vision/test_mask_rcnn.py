@@ -5,11 +5,11 @@ import torch
 
 import zoo
 from tests.dense import count
-from zoo.data.coco import COCO, MADE
-from zoo.data.maps import SmallSample
+from zoo.data.formats.maps import SmallSample
+from zoo.data.vision.coco import COCO, MADE
 from zoo.errors import ZooError
 from zoo.models.vision.mask_rcnn import MaskRCNN
-from zoo.tasks.detection import Detection
+from zoo.tasks.vision.detection import Detection
 
 #: The VMamba authors publish 50, 70 and 108 M.
 COUNTS = {

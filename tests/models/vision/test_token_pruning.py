@@ -10,7 +10,7 @@ from zoo.metrics.flops import multiply_adds
 from zoo.models.vision.token_pruning import PrunedPlainMamba, PrunedVim
 from zoo.models.vision.vim import Vim
 from zoo.ops import selective_scan
-from zoo.proofs.token_pruning import Aligned
+from zoo.proofs.vision.token_pruning import Aligned
 
 VIM = {
     "img_size": 32,

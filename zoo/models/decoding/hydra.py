@@ -18,8 +18,8 @@ from transformers import LlamaConfig, LlamaModel
 
 from zoo.errors import ZooError
 from zoo.layers.res_block import ResBlock
-from zoo.models.decoding.one_layer import layer_settings
-from zoo.models.decoding.state_dicts import count_heads, part_of, without_copies
+from zoo.models.decoding._one_layer import layer_settings
+from zoo.models.decoding._state_dicts import count_heads, part_of, without_copies
 from zoo.models.registry import register_model
 
 

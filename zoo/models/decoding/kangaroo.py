@@ -16,9 +16,9 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRMSNorm
 
-from zoo.models.decoding.one_layer import OneLayerModel, layer_settings
-from zoo.models.decoding.state_dicts import without_copies
-from zoo.models.language.layers import cache_name
+from zoo.models.decoding._one_layer import OneLayerModel, layer_settings
+from zoo.models.decoding._state_dicts import without_copies
+from zoo.models.language._split_decoder import cache_name
 from zoo.models.registry import register_model
 
 
@@ -43,7 +43,7 @@ class KangarooAdapter(OneLayerModel):
 
     Args:
         exit_layer: number of shallow layers; kept in ``config``, the adapter itself is the same.
-        settings: of the layer, the target's; see :data:`zoo.models.decoding.one_layer.SETTINGS`.
+        settings: of the layer, the target's; see :data:`zoo.models.decoding._one_layer.SETTINGS`.
     """
 
     def __init__(self, exit_layer: int = 2, **settings: Any) -> None:

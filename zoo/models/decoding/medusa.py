@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.layers.res_block import ResBlock
-from zoo.models.decoding.state_dicts import count_heads, part_of
+from zoo.models.decoding._state_dicts import count_heads, part_of
 from zoo.models.registry import register_model
 
 

@@ -14,13 +14,144 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, pad, scaled_dot_product_attention
 
 from zoo.errors import check_choice
 from zoo.layers.unet import BilinearUp, TransposedUp, UNet
-from zoo.layers.window_attention import CrossWindowAttention
 from zoo.models.registry import register_model
+
+
+def partition(x: Tensor, height: int, width: int) -> Tensor:
+    """[B, H, W, C] -> windows [B * H/height * W/width, height * width, C], row by row."""
+    b, h, w, c = x.shape
+    x = x.view(b, h // height, height, w // width, width, c)
+    return x.transpose(2, 3).reshape(-1, height * width, c)
+
+
+def unpartition(windows: Tensor, height: int, width: int, h: int, w: int) -> Tensor:
+    """The inverse of :func:`partition` for a map of H = h, W = w."""
+    x = windows.view(-1, h // height, w // width, height, width, windows.shape[-1])
+    return x.transpose(2, 3).reshape(-1, h, w, windows.shape[-1])
+
+
+class CrossWindowAttention(nn.Module):
+    """Queries of a map attend to the keys of a coarser map within the same window.
+
+    With a window of M x M keys there are ``ratio^2 M^2`` queries, which cover the same area. The
+    bias is a learned table over (query row - ratio * key row), the same for columns. Maps that no
+    number of windows fits are padded, padded keys masked.
+
+    Args:
+        dim: channels; ``dim / num_heads`` per head.
+        key_dim: channels of the coarser map.
+        num_heads: heads.
+        window: M, keys along a side.
+        ratio: resolution of the queries over that of the keys.
+        shift: move the windows by half their side, cyclically, regions from the far side masked.
+        whole: one window over the whole map; the table's last entry serves all greater offsets.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        key_dim: int,
+        num_heads: int,
+        window: int,
+        ratio: int = 1,
+        shift: bool = False,
+        whole: bool = False,
+    ) -> None:
+        super().__init__()
+        self.num_heads, self.window, self.ratio = num_heads, window, ratio
+        self.shift = window // 2 if shift and not whole else 0
+        self.whole = whole
+        self.q, self.k, self.v = (
+            nn.Linear(dim, dim),
+            nn.Linear(key_dim, dim),
+            nn.Linear(key_dim, dim),
+        )
+        self.proj = nn.Linear(dim, dim)
+        self.rel_bias = nn.Parameter(torch.zeros(self._offsets**2, num_heads))
+        nn.init.trunc_normal_(self.rel_bias, std=0.02)
+
+    @property
+    def _offsets(self) -> int:
+        return 2 * self.ratio * self.window - self.ratio  # 4M - 2 for ratio 2
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Queries' map [B, rh, rw, C] and keys' map [B, h, w, key_dim] -> [B, rh, rw, C]."""
+        h, w = y.shape[1:3]
+        r, m = self.ratio, (h, w) if self.whole else (self.window, self.window)
+        rows, columns = -h % m[0], -w % m[1]
+        q = pad(self.q(x), (0, 0, 0, r * columns, 0, r * rows))
+        k, v = (pad(linear(y), (0, 0, 0, columns, 0, rows)) for linear in (self.k, self.v))
+        padded = h + rows, w + columns
+        if self.shift:
+            q = q.roll((-r * self.shift, -r * self.shift), (1, 2))
+            k, v = (t.roll((-self.shift, -self.shift), (1, 2)) for t in (k, v))
+        q = self._heads(partition(q, r * m[0], r * m[1]))
+        k, v = (self._heads(partition(t, *m)) for t in (k, v))  # [B * windows, heads, M^2, d]
+        bias = self._bias(*m)
+        if self.shift or rows or columns:
+            mask = self._mask(h, w, padded, y.device)  # [windows, 1, r^2 M^2, M^2]
+            bias = bias.masked_fill(mask, -torch.inf).repeat(len(y), 1, 1, 1)
+        o = scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
+        o = unpartition(
+            o.transpose(1, 2).flatten(2), r * m[0], r * m[1], r * padded[0], r * padded[1]
+        )
+        if self.shift:
+            o = o.roll((r * self.shift, r * self.shift), (1, 2))
+        return self.proj(o[:, : r * h, : r * w])
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """[N, T, C] -> [N, heads, T, C / heads]."""
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    def _bias(self, height: int, width: int) -> Tensor:
+        """[1, heads, r^2 height width, height width] from the table."""
+        last = self.ratio * (self.window - 1)
+
+        def index(side: int) -> Tensor:
+            device = self.rel_bias.device
+            query = torch.arange(self.ratio * side, device=device)[:, None]
+            key = torch.arange(side, device=device)[None]
+            return (query - self.ratio * key + last).clamp(0, self._offsets - 1)
+
+        rows, columns = index(height), index(width)
+        place = rows[:, None, :, None] * self._offsets + columns[None, :, None, :]
+        bias = self.rel_bias[place.reshape(rows.shape[0] * columns.shape[0], height * width)]
+        return bias.permute(2, 0, 1)[None]
+
+    def _mask(self, h: int, w: int, padded: tuple[int, int], device: torch.device) -> Tensor:
+        """True where a query must not see a key."""
+        # a padded query is thrown away, yet without any key its gradient would be NaN
+        region = torch.zeros(1, *padded, 1, device=device)
+        if self.shift:
+            edges = (
+                slice(0, -self.window),
+                slice(-self.window, -self.shift),
+                slice(-self.shift, None),
+            )
+            for i, a in enumerate(edges):
+                for j, b in enumerate(edges):
+                    region[:, a, b] = 3 * i + j
+        valid = torch.zeros_like(region)
+        valid[:, :h, :w] = 1
+        if self.shift:
+            valid = valid.roll((-self.shift, -self.shift), (1, 2))
+        fine = [
+            interpolate(t.permute(0, 3, 1, 2), scale_factor=self.ratio).permute(0, 2, 3, 1)
+            for t in (region, valid)
+        ]
+        m = padded if self.whole else (self.window, self.window)
+        query_region, query_valid = (
+            partition(t, self.ratio * m[0], self.ratio * m[1]) for t in fine
+        )
+        key_region, key_valid = (partition(t, *m).transpose(1, 2) for t in (region, valid))
+        hidden = (query_region != key_region) | (key_valid == 0)
+        return (hidden & (query_valid != 0))[:, None]
 
 
 class WindowAttentionUpsample(CrossWindowAttention):

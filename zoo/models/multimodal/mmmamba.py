@@ -23,10 +23,10 @@ from transformers import PretrainedConfig
 
 from zoo.checkpoints import load_pretrained
 from zoo.errors import ZooError
-from zoo.models.language.base_lm import find_causal_lm, load_causal_lm
-from zoo.models.multimodal.attention_layers import Mamba2Attention
-from zoo.models.multimodal.decoder import MultimodalDecoder
-from zoo.models.multimodal.decoder_config import MODEL_TYPE, DecoderConfig
+from zoo.models.language._causal_lm import find_causal_lm, load_causal_lm
+from zoo.models.multimodal._mmmamba_attention import Mamba2Attention
+from zoo.models.multimodal._mmmamba_config import MODEL_TYPE, DecoderConfig
+from zoo.models.multimodal._mmmamba_decoder import MultimodalDecoder
 from zoo.models.registry import register_model
 
 #: Layers of the hybrid that stay attention: every fourth of all 32.
@@ -73,7 +73,7 @@ def seed_student(student: MultimodalDecoder, teacher: nn.Module, inherit_qkv: bo
 
 
 def find_decoder(source: str | Path) -> str:
-    """A folder or hub name; see :func:`zoo.models.language.base_lm.find_causal_lm`.
+    """A folder or hub name; see :func:`zoo.models.language._causal_lm.find_causal_lm`.
 
     Raises:
         ZooError: if there is no such decoder here and it is no hub name.

@@ -23,17 +23,18 @@ from torch import Tensor, nn
 from zoo.errors import ZooError
 from zoo.layers.cache import Cache, LayerState
 from zoo.layers.causal_attention import SelfAttention
-from zoo.layers.cross_attention import CrossAttention
-from zoo.layers.lengths import align_right, length_mask, reverse_within
 from zoo.layers.mamba import Mamba
 from zoo.models.registry import register_model
+from zoo.models.speech._cross_attention import CrossAttention
+from zoo.models.speech._lengths import align_right, length_mask, reverse_within
 
 
 class SambaASR(nn.Module):
     """Encoder, decoder, and a CTC head on the encoder.
 
     Tokens 0, 1 and 2 are padding, start and end of a text; 0 is CTC's blank. For decoding see
-    :meth:`begin` and :meth:`step`, and :mod:`zoo.decoding.transcribe`, which searches with them.
+    :meth:`begin` and :meth:`step`, and :mod:`zoo.decoding.speech.transcribe`, which searches with
+    them.
 
     Args:
         d_model: width.

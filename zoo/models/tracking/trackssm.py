@@ -3,7 +3,7 @@
 A Mamba encoder turns the last boxes of a trajectory into one "flow" feature; the layers of the
 Flow-SSM decoder walk the newest box to the next frame's, each by one step of an SSM whose
 parameters come from the flow feature. The tracker around it is
-:mod:`zoo.models.tracking.byte_track`.
+:mod:`zoo.models.tracking._byte_track`.
 
 Outputs, training loss and gradients agree with the authors' code (Xavier-Lin/TrackSSM, commit
 b7f3520) on random weights; their checkpoints load as they are. The paper's figure shows one hidden
@@ -29,7 +29,6 @@ from zoo.errors import ZooError
 from zoo.layers.mamba import Mamba
 from zoo.layers.mamba_block import MambaBlock
 from zoo.layers.norms import add_norm
-from zoo.layers.sine_embedding import sine_embedding
 from zoo.layers.ssm_init import s4d_real_log
 from zoo.models.registry import register_model
 from zoo.ops import selective_scan
@@ -226,6 +225,22 @@ class FlowSSM(nn.Module):
         y = self.norm2(y + self.linear2(F.relu(self.linear1(y))))
         box = self.normal_bboxes(y)
         return (box.sigmoid() if self.sigmoid else box), state
+
+
+def sine_embedding(coordinates: Tensor, dim: int, temperature: float = 10000.0) -> Tensor:
+    """Embed every coordinate by itself, sine and cosine alternating.
+
+    Args:
+        coordinates: [..., K], about 0..1.
+        dim: numbers for each coordinate, even.
+        temperature: longest period over the shortest, nearly.
+
+    Returns:
+        [..., K * dim], the coordinates' embeddings in their order.
+    """
+    index = torch.arange(0, dim, 2, dtype=coordinates.dtype, device=coordinates.device)
+    angle = 2 * math.pi * coordinates[..., None] / temperature ** (index / dim)
+    return torch.stack([angle.sin(), angle.cos()], -1).flatten(-3)
 
 
 @register_model()

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from zoo.errors import ZooError
 from zoo.layers.ss2d import SS2D, depthwise_conv
 from zoo.layers.vss import conv_downsample, stem_v1
-from zoo.models.vision.backbone import drop_path_rates, register_backbone
-from zoo.models.vision.staged import PLACES, OutNorms, Stage, StagedBackbone
+from zoo.models.vision._backbone import drop_path_rates, register_backbone
+from zoo.models.vision._staged import PLACES, OutNorms, Stage, StagedBackbone
 
 
 class EfficientVMamba(StagedBackbone):

@@ -24,7 +24,7 @@ from zoo.layers.precision import at_least_fp32
 from zoo.layers.scan_orders import ScanOrder, permute, snake
 from zoo.layers.ss2d import depthwise_conv
 from zoo.layers.ssm_init import dt_bias, dt_weight, s4d_real_log
-from zoo.models.vision.backbone import Backbone, drop_path_rates, make_head, register_backbone
+from zoo.models.vision._backbone import Backbone, drop_path_rates, make_head, register_backbone
 from zoo.ops import selective_scan
 
 

@@ -31,7 +31,7 @@ from zoo.layers.precision import at_least_fp32
 from zoo.layers.scan_orders import ScanOrder, only_kept, snake
 from zoo.models.registry import model_info
 from zoo.models.vision import plainmamba, vim
-from zoo.models.vision.backbone import register_backbone
+from zoo.models.vision._backbone import register_backbone
 from zoo.models.vision.plainmamba import PlainMamba, PlainMambaLayer
 from zoo.models.vision.vim import Block, Vim
 from zoo.ops import causal_conv1d, selective_scan

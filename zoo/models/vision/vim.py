@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from zoo.errors import ZooError
 from zoo.layers.mamba import Mamba
 from zoo.layers.norms import add_norm
-from zoo.models.vision.backbone import Backbone, drop_path_rates, make_head, register_backbone
+from zoo.models.vision._backbone import Backbone, drop_path_rates, make_head, register_backbone
 
 POOLS = ("none", "mean", "max", "all")
 

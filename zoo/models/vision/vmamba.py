@@ -20,8 +20,8 @@ from torch import nn
 from zoo.errors import ZooError
 from zoo.layers.ss2d import OUT_NORMS, SS2D, SSD2D, Permute
 from zoo.layers.vss import BatchNorm, VSSBlock, conv_downsample, stem_v1
-from zoo.models.vision.backbone import drop_path_rates, register_backbone
-from zoo.models.vision.staged import PLACES, OutNorms, Stage, StagedBackbone
+from zoo.models.vision._backbone import drop_path_rates, register_backbone
+from zoo.models.vision._staged import PLACES, OutNorms, Stage, StagedBackbone
 
 _ACTIVATIONS = {"silu": nn.SiLU, "gelu": nn.GELU, "relu": nn.ReLU, "sigmoid": nn.Sigmoid}
 #: First part of ``forward_type`` -> way of scanning; all that share one compute the same function.

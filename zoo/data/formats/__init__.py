@@ -1,0 +1,1 @@
+"""Files that several readers of data sets read and write."""

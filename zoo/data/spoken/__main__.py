@@ -1,7 +1,0 @@
-"""Record the shipped sentences anew, into this folder; needs espeak-ng."""
-
-from pathlib import Path
-
-from zoo.data.spoken import write_shipped
-
-write_shipped(Path(__file__).parent)

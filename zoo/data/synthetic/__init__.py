@@ -1,0 +1,1 @@
+"""What makes samples: scenes, sounds and sequences with known answers."""

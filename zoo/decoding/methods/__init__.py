@@ -1,0 +1,1 @@
+"""The methods of decoding, a file each; whoever registers itself in one is found."""

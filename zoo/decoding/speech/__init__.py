@@ -1,0 +1,1 @@
+"""From encoded sound to text."""

@@ -1,0 +1,127 @@
+"""What the proofs of the decoding methods share: toy language models, and texts drawn from them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from zoo.checkpoints.exports import cache_folder
+from zoo.data.language.unit_language import UnitLanguage
+from zoo.decoding import Generation, Method, generate
+from zoo.models.language._causal_lm import export_causal_lm, load_causal_lm
+from zoo.tasks.base import OptimizerSettings, ScheduleSettings, Task
+from zoo.tasks.language.language_modeling import LanguageModeling
+
+#: Length of the texts that the models are trained on; they are not asked for longer ones.
+LENGTH = 96
+PROMPT = 8
+
+
+def unit_language(steps: int, **language: Any) -> UnitLanguage:
+    """Training texts for so many steps; ``language`` are arguments of :class:`UnitLanguage`."""
+    data = UnitLanguage(samples=32 * steps, length=LENGTH, batch_size=32, **language)
+    data.seed = 1
+    return data
+
+
+def fit(task: Task, data: UnitLanguage) -> dict[str, float]:
+    """One epoch, then the test's scores."""
+    trainer = pl.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        gradient_clip_val=1.0,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+    )
+    trainer.fit(task, datamodule=data)
+    return trainer.test(task, datamodule=data, verbose=False)[0]
+
+
+def settings(lr: float = 2e-3) -> dict[str, Any]:
+    """Optimizer and schedule of all trainings here."""
+    return {
+        "optimizer": OptimizerSettings(lr=lr, lr_batch_size=None, weight_decay=0.01),
+        "schedule": ScheduleSettings(warmup_epochs=0.1, min_lr=1e-4),
+    }
+
+
+def unit_lm(layers: int = 4, width: int = 128, steps: int = 400, **language: Any) -> Path:
+    """Folder of a language model trained on :class:`UnitLanguage`; kept for later proofs."""
+    made = {"layers": layers, "width": width, "steps": steps, "language": language}
+    text = json.dumps(made | {"version": 4}, sort_keys=True)
+    folder = cache_folder() / "proofs" / hashlib.sha256(text.encode()).hexdigest()[:16]
+    if (folder / "config.json").is_file():
+        return folder
+    data = unit_language(steps, **language)
+    pl.seed_everything(0, verbose=False)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    shape = {
+        "vocab_size": data.vocab_size,
+        "num_hidden_layers": layers,
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "max_position_embeddings": 2 * LENGTH,
+    }
+    task = LanguageModeling("base_lm_small", shape, **settings())
+    fit(task, data)
+    return export_causal_lm(task.model, None, str(folder))
+
+
+@cache
+def loaded(folder: Path) -> nn.Module:
+    """A model that was made here."""
+    return load_causal_lm(folder).requires_grad_(False)
+
+
+def prompts(count: int, **language: Any) -> Tensor:
+    """Beginnings of texts ``[count, PROMPT]``."""
+    made = unit_language(1, **language)
+    # a text of its own for each: the first unit begins with it
+    return torch.stack([made.text(PROMPT, seed=77 + n)[:PROMPT] for n in range(count)])
+
+
+def decode(
+    model: nn.Module,
+    method: str | Method,
+    sequences: int = 24,
+    temperature: float = 1.0,
+    language: dict[str, Any] | None = None,
+    **options: Any,
+) -> Generation:
+    """A batch of texts as long as those of the training, about 2,000 tokens by default."""
+    return generate(
+        model,
+        prompts(sequences, **(language or {})),
+        method,
+        max_new_tokens=LENGTH - PROMPT,
+        temperature=temperature,
+        seed=0,
+        **options,
+    )
+
+
+def is_greedy_text(
+    model: nn.Module,
+    method: str | Method,
+    language: dict[str, Any] | None = None,
+    **options: Any,
+) -> float:
+    """1 if greedy decoding with the method gives the text of plain greedy decoding, else 0."""
+    mine, plain = (
+        decode(model, m, 8, temperature=0.0, language=language, **more).new_tokens
+        for m, more in ((method, options), ("plain", {}))
+    )
+    return float(mine == plain)

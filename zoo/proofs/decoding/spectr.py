@@ -1,0 +1,77 @@
+"""SpecTr: how often k candidates can be kept, by rule; and how many tokens that gives."""
+
+from __future__ import annotations
+
+import torch
+
+from zoo.decoding.optimal_transport import (
+    k_seq,
+    optimal_acceptance,
+    recursive_rejection_acceptance,
+)
+from zoo.proofs.base import Measurement
+from zoo.proofs.decoding._unit_language import decode, is_greedy_text, loaded, unit_lm
+
+
+class Acceptance(Measurement):
+    """Probability that one of k candidates is kept, over random pairs of distributions.
+
+    Measures ``k_seq``, ``recursive`` (the rule of SpecInfer), ``optimum``, the ``worst`` ratio of
+    k-SEQ to the optimum and the best one, and the largest violation of the target's distribution
+    ``error``.
+
+    Args:
+        k: number of candidates.
+        pairs: how many pairs, each of ten tokens drawn from a Dirichlet distribution.
+    """
+
+    def __init__(self, k: int, pairs: int = 60) -> None:
+        self.k, self.pairs = k, pairs
+
+    def measure(self) -> dict[str, float]:
+        """Evaluate the rules; nothing is sampled."""
+        torch.manual_seed(0)
+        law = torch.distributions.Dirichlet(torch.full((10,), 0.5, dtype=torch.float64))
+        q, p = law.sample((self.pairs,)), law.sample((self.pairs,))
+        rule = k_seq(q, p, self.k)
+        best = torch.tensor([optimal_acceptance(a, b, self.k) for a, b in zip(q, p, strict=True)])
+        kept = torch.minimum(q, p / rule.rho[:, None])
+        first = kept * (rule.acceptance / kept.sum(-1))[:, None]
+        total = first + rule.residual * (1 - rule.acceptance)[:, None]
+        ratio = rule.acceptance / best
+        return {
+            "k_seq": float(rule.acceptance.mean()),
+            "recursive": float(recursive_rejection_acceptance(q, p, self.k).mean()),
+            "optimum": float(best.mean()),
+            "worst": float(ratio.min()),
+            "best": float(ratio.max()),
+            "error": float((total - p).abs().max()),
+        }
+
+
+class Blocks(Measurement):
+    """Tokens per target pass of a toy target with its own early checkpoint as the draft.
+
+    Measures ``tokens_per_step`` at temperature 1, and ``greedy_is_plain``.
+
+    Args:
+        drafts: K; 1 is ordinary speculative sampling.
+        length: L.
+    """
+
+    def __init__(self, drafts: int, length: int = 4) -> None:
+        self.drafts, self.length = drafts, length
+
+    def measure(self) -> dict[str, float]:
+        """Decode."""
+        target = loaded(unit_lm())
+        options = {
+            "draft": loaded(unit_lm(layers=1, width=32, steps=60)),
+            "drafts": self.drafts,
+            "length": self.length,
+        }
+        out = decode(target, "spectr", **options)
+        return {
+            "tokens_per_step": out.tokens_per_step,
+            "greedy_is_plain": is_greedy_text(target, "spectr", **options),
+        }

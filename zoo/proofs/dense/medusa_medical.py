@@ -1,0 +1,38 @@
+"""Where MEDUSA's heads look."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch.nn.functional import interpolate
+
+from zoo.data.base import DataModule
+from zoo.data.formats.maps import read_labels
+from zoo.proofs.trained import Trained
+from zoo.tasks.base import Task
+
+
+class Looks(Trained):
+    """A classifier with MEDUSA's body on the test pictures, for which there are lung masks.
+
+    Measures, beside the test's scores, ``contrast``: how far the first two stages' attention inside
+    the lungs differs from that outside, in standard deviations over the picture; mean over
+    channels, stages and pictures.
+    """
+
+    @torch.inference_mode()
+    def inspect(self, task: Task, data: DataModule) -> dict[str, float]:
+        """Compare attention with lung masks."""
+        contrasts = []
+        for sample in data.source("test"):
+            path = sample[2]
+            lungs = read_labels(path.parents[2] / "masks" / "test" / path.name) > 127
+            mask = torch.from_numpy(lungs.astype(np.float32))[None, None]
+            image, _ = data.eval_transform(sample)
+            for attention in task.eval_model.attend(image[None])[1][:2]:
+                inside = interpolate(mask, size=attention.shape[-2:], mode="area")
+                weights = inside / inside.sum(), (1 - inside) / (1 - inside).sum()
+                means = [(attention * w).sum((2, 3)) for w in weights]
+                spread = attention.std((2, 3)).clamp(min=1e-6)
+                contrasts.append(((means[0] - means[1]).abs() / spread).mean())
+        return {"contrast": float(torch.stack(contrasts).mean())}

@@ -1,0 +1,1 @@
+"""Tasks: decoding language models."""

@@ -1,0 +1,214 @@
+"""Training of draft heads and draft models beside a language model, frozen or trained with them."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MeanMetric
+
+import zoo
+from zoo.arguments import blaming
+from zoo.checkpoints.exports import trained_folder
+from zoo.data.base import DataModule
+from zoo.decoding.heads import save_head
+from zoo.errors import ZooError
+from zoo.models.language._causal_lm import export_causal_lm, load_causal_lm
+from zoo.plots.decoding import head_accuracy
+from zoo.tasks.base import Task
+from zoo.tasks.decoding._decoding_test import DecodingTest
+from zoo.tasks.language.language_modeling import check_vocabulary, masked_mean
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Batch = tuple[Tensor, Tensor]
+
+
+class DraftTraining(Task):
+    """What the trainings of all draft heads and draft models share.
+
+    Args:
+        target: the language model: a folder, a hub name, or the name of a model trained here; with
+            ``train_target`` the name of a registered model, which starts from fresh weights.
+        target_args: arguments of a registered model.
+        train_target: train the language model as well, on next-token cross-entropy.
+        head_weight: weight of the heads' loss beside the language model's.
+        export: name under which the heads (and a trained language model, in ``target``) are kept,
+            or a folder; None: they are in the checkpoint alone.
+        decoding_test: decode with these heads after the test.
+        kwargs: see :class:`zoo.tasks.Task`.
+    """
+
+    monitor = "val/loss"
+    monitor_mode = "min"
+    input_suffixes = frozenset()
+
+    def __init__(
+        self,
+        target: str,
+        target_args: dict[str, Any] | None = None,
+        train_target: bool = False,
+        head_weight: float = 1.0,
+        export: str | None = None,
+        decoding_test: DecodingTest | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.decoding_test = decoding_test
+        self.target_name, self.target_args = target, target_args or {}
+        self.train_target, self.head_weight, self.export = train_target, head_weight, export
+        self._frozen: dict[str, nn.Module] = {}  # not a module: it stays out of checkpoints
+        super().__init__(**kwargs)
+
+    def configure_models(self) -> None:
+        """Load or build the language models, then the head."""
+        self.model = nn.ModuleDict()
+        self._add_language_model("target", self.target_name, self.target_args)
+        self.model["head"] = self.build_head(self.language_model("target"))
+
+    def _add_language_model(self, role: str, name: str, arguments: dict[str, Any]) -> None:
+        if self.train_target:
+            with blaming(f"model.init_args.{role}_args"):
+                self.model[role] = zoo.create_model(name, **arguments)
+        else:
+            self._frozen[role] = load_causal_lm(name).requires_grad_(False)
+
+    def language_model(self, role: str) -> nn.Module:
+        """The target, or the draft model of tasks that have one."""
+        model = self._frozen.get(role)
+        return self.eval_or_train()[role] if model is None else model.to(self.device)
+
+    def eval_or_train(self) -> nn.Module:
+        """The trained parts as this phase uses them."""
+        # while the task is being built there is nothing to judge yet
+        return self.model if self.training or not hasattr(self, "ema") else self.eval_model
+
+    @abstractmethod
+    def build_head(self, target: nn.Module) -> nn.Module:
+        """The head, with what it takes over from the target."""
+
+    @abstractmethod
+    def losses(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Of a batch: the language models' loss (0 if frozen), the head's, and scores."""
+
+    @abstractmethod
+    def method_options(self) -> dict[str, Any]:
+        """What the decoding method needs of the trained parts."""
+
+    def save_head(self, folder: Path) -> None:
+        """Write the head for ``--heads``."""
+        save_head(self.eval_model["head"], folder)
+
+    def configure_losses(self) -> None:
+        """They follow from the kind of head."""
+
+    def configure_metrics(self) -> None:
+        """Means of everything that is measured, made when they are first needed."""
+        self._means = nn.ModuleDict()
+        self._table: dict[str, float] = {}
+        self._texts: list[Tensor] = []
+        self._figures: dict[str, Figure] = {}
+
+    def check_data(self, data: DataModule) -> None:
+        """The data must be text that the target can read."""
+        key = "model.init_args.target_args.vocab_size" if self.train_target else "target"
+        check_vocabulary(data, self.language_model("target"), key)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of the heads, and of the language models where they are trained."""
+        lm_loss, head_loss, _ = self.losses(*batch)
+        return self.log_loss(lm_loss + self.head_weight * head_loss, len(batch[0]))
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Measure one batch."""
+        self._measure(batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Measure one batch."""
+        self._measure(batch)
+        if self.decoding_test is not None and not self._texts:
+            self._texts.append(batch[0])
+
+    def _measure(self, batch: Batch) -> None:
+        lm_loss, head_loss, scores = self.losses(*batch)
+        if self.train_target:
+            scores = scores | {"lm_loss": lm_loss}
+        for name, value in (scores | {"loss": head_loss}).items():
+            if name not in self._means:
+                self._means[name] = MeanMetric().to(self.device)
+            self._means[name].update(value, len(batch[0]))
+
+    def _log_means(self, split: str) -> None:
+        self._table = {name: float(metric.compute()) for name, metric in self._means.items()}
+        self.log_dict({f"{split}/{name}": value for name, value in self._table.items()})
+        for metric in self._means.values():
+            metric.reset()
+
+    def on_validation_epoch_end(self) -> None:
+        """Write the validation's scores."""
+        self._log_means("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Write the test's scores, decode, and export."""
+        self._log_means("test")
+        if self.decoding_test is not None:
+            options = self.method_options()
+            target = self.language_model("target").eval()
+            scores, figure = self.decoding_test.measure(target, self._texts[0], **options)
+            self.log_dict({f"test/{name}": value for name, value in scores.items()})
+            self._figures["acceptance"] = figure
+        if self.export is None or not self.trainer.is_global_zero:
+            return
+        folder = Path(self.export) if "/" in self.export else trained_folder(self.export)
+        self.save_head(folder)
+        if self.train_target:
+            tokenizer = self.trainer.datamodule.tokenizer
+            for role in set(self.eval_model) - {"head"}:
+                export_causal_lm(self.eval_model[role], tokenizer, f"{folder}/{role}")
+
+    def figures(self) -> dict[str, Figure]:
+        """Accuracy of the heads by how far ahead they look, where they are several."""
+        curves = {
+            label: [value for name, value in sorted(self._table.items()) if name.startswith(start)]
+            for start, label in (("acc_head", "the text's token"), ("agree_head", "the target's"))
+        }
+        curves = {label: values for label, values in curves.items() if values}
+        if curves:
+            self._figures["head_accuracy"] = head_accuracy(curves, "Best guess of each head")
+        return self._figures
+
+    def predict_files(
+        self, files: Sequence[Path], data: DataModule, folder: Path
+    ) -> list[dict[str, Any]]:
+        """Heads are used by ``python -m zoo.generate``."""
+        raise ZooError(
+            "draft heads predict nothing on their own: use python -m zoo.generate --target ... "
+            "--method ... with the exported heads"
+        )
+
+    def read(self, ids: Tensor, mask: Tensor) -> tuple[Any, Tensor]:
+        """The target's outputs with all hidden states, and its loss (0 where it is frozen)."""
+        target = self.language_model("target")
+        with torch.set_grad_enabled(self.train_target and self.training):
+            out = target(input_ids=ids, output_hidden_states=True, use_cache=False)
+        if not self.train_target:
+            return out, mask.new_zeros(())
+        return out, next_token_loss(out.logits, ids, mask)
+
+
+def next_token_loss(logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+    """Cross-entropy of the tokens that follow."""
+    losses = F.cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none"
+    )
+    return masked_mean(losses.view(len(ids), -1), mask[:, 1:])
+
+
+def soft_cross_entropy(logits: Tensor, teacher: Tensor) -> Tensor:
+    """``-sum_v p_teacher(v) log p(v)``, ``[..., V]`` -> ``[...]``; no gradient to the teacher."""
+    return -(teacher.detach().float().softmax(-1) * logits.float().log_softmax(-1)).sum(-1)

@@ -1,0 +1,231 @@
+"""Segmentation: one class per pixel, of pictures or of the slices of volumes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, interpolate
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassJaccardIndex
+
+from zoo.data.base import DataModule
+from zoo.data.dense.volumes import VolumeDataModule
+from zoo.data.formats.maps import MapDataModule
+from zoo.errors import ZooError
+from zoo.losses.segmentation import (
+    IGNORE,
+    boundary_band,
+    frequency_weights,
+    lovasz_hinge,
+    soft_dice_loss,
+)
+from zoo.metrics.segmentation import BoundaryF1, ImageIoU, VolumeScores
+from zoo.plots.panels import Panels, overlay
+from zoo.tasks._dense import DenseTask
+from zoo.tasks.base import check_num_classes, check_several
+
+
+@dataclass
+class SegmentationLoss:
+    """What is minimised.
+
+    Args:
+        base: cross-entropy, half cross-entropy and half soft Dice, or the Lovasz hinge (a network
+            with one output channel).
+        boundary_weight: of the same loss within the band around boundaries; ``boundary_width``:
+            of the band in pixels, odd.
+        class_weights: of cross-entropy; ``frequency``: 1 / ln(1.10 + share of the class), from the
+            first training batches.
+        aux_weight: of the loss of a second, coarser output that some networks give in training.
+    """
+
+    base: Literal["ce", "ce_dice", "lovasz"] = "ce"
+    boundary_weight: float = 0.0
+    boundary_width: int = 15
+    class_weights: Literal["none", "frequency"] = "none"
+    aux_weight: float = 0.25
+
+
+class Segmentation(DenseTask):
+    """One class per pixel; batches of ``image`` [B, C, H, W] and ``mask`` [B, H, W] (255: ignored).
+
+    A batch with ``volume`` (its number, slices in order) is also scored per volume in the test.
+
+    Args:
+        num_classes: classes of the data.
+        loss: see :class:`SegmentationLoss`.
+        encoder_epochs: so many epochs first train ``model.encoder`` alone against reduced labels.
+        encoder_boundary_width: of the band in that stage.
+        spacing: of voxels (slice, row, column), for distances in volumes.
+        kwargs: see :class:`DenseTask`.
+    """
+
+    monitor = "val/miou"
+    monitor_mode = "max"
+
+    def __init__(
+        self,
+        num_classes: int,
+        loss: SegmentationLoss | None = None,
+        encoder_epochs: int = 0,
+        encoder_boundary_width: int = 5,
+        spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
+        **kwargs: Any,
+    ) -> None:
+        check_several(num_classes)
+        self.num_classes, self.loss_settings = num_classes, loss or SegmentationLoss()
+        self.encoder_epochs = encoder_epochs
+        self.encoder_boundary_width = encoder_boundary_width
+        self.spacing = spacing
+        super().__init__(**kwargs)
+
+    def configure_models(self) -> None:
+        """Build the network; the Lovasz hinge wants one output channel."""
+        outputs = 1 if self.loss_settings.base == "lovasz" else self.num_classes
+        self.model_args = {"num_classes": outputs} | self.model_args
+        super().configure_models()
+
+    def configure_losses(self) -> None:
+        """Class weights, if any, are counted when the first batch comes."""
+        self.register_buffer("pixels", torch.zeros(self.num_classes, dtype=torch.float64))
+
+    def configure_metrics(self) -> None:
+        """Mean IoU; of two classes IoU and boundary F1 per picture as well."""
+        scores: dict[str, Any] = {
+            "miou": MulticlassJaccardIndex(self.num_classes, ignore_index=IGNORE)
+        }
+        if self.num_classes == 2:
+            scores |= {"iou": ImageIoU(), "boundary_f1": BoundaryF1()}
+        self.set_scores(scores)
+        self.volume_scores = VolumeScores(self.num_classes, self.spacing)
+        self._volume: tuple[int | None, list[Tensor], list[Tensor]] = (None, [], [])
+
+    def check_data(self, data: DataModule) -> None:
+        """The data must have the task's number of classes."""
+        names = getattr(data, "class_names", None)
+        if names is None or not isinstance(data, MapDataModule):
+            raise ZooError(
+                f"data.class_path: {type(data).__name__} has no label maps, expected a class such "
+                "as zoo.data.dense.portraits.Portraits"
+            )
+        check_num_classes(self.num_classes, names)
+        self.class_names = names
+
+    def forward(self, image: Tensor) -> Tensor:
+        """[B, C, H, W] -> class of each pixel [B, H, W]."""
+        return self._labels(self.eval_model(image), image.shape[-2:])
+
+    def _labels(self, logits: Tensor, size: Sequence[int]) -> Tensor:
+        logits = self._to_size(logits, size)
+        return (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(1)
+
+    def _to_size(self, logits: Tensor, size: Sequence[int]) -> Tensor:
+        if logits.shape[-2:] == tuple(size):
+            return logits
+        return interpolate(logits, size=tuple(size), mode="bilinear")
+
+    def training_loss(self, batch: dict[str, Any]) -> Tensor:
+        """The loss of the whole network, or of its encoder in the first stage."""
+        image, mask = batch["image"], batch["mask"]
+        settings = self.loss_settings
+        if settings.class_weights == "frequency" and self.global_step < 50:
+            labels = mask[mask != IGNORE]
+            self.pixels += torch.bincount(labels, minlength=self.num_classes)
+        if self.current_epoch < self.encoder_epochs:
+            logits = self.model.encoder(image)
+            reduced = interpolate(mask[:, None].float(), size=logits.shape[-2:], mode="nearest")
+            return self._loss(logits, reduced[:, 0].long(), self.encoder_boundary_width)
+        output = self.model(image)
+        if isinstance(output, Tensor):
+            return self._loss(self._to_size(output, mask.shape[-2:]), mask)
+        logits, coarse = (self._to_size(part, mask.shape[-2:]) for part in output)
+        return self._loss(logits, mask) + settings.aux_weight * self._loss(coarse, mask)
+
+    def _loss(self, logits: Tensor, mask: Tensor, width: int | None = None) -> Tensor:
+        settings = self.loss_settings
+        loss = self._base_loss(logits, mask)
+        if settings.boundary_weight:
+            band = boundary_band(mask, width or settings.boundary_width)
+            edges = mask.where(band, IGNORE)
+            if band.any():
+                loss = loss + settings.boundary_weight * self._base_loss(logits, edges)
+        return loss
+
+    def _base_loss(self, logits: Tensor, mask: Tensor) -> Tensor:
+        settings = self.loss_settings
+        if settings.base == "lovasz":
+            return lovasz_hinge(logits[:, 0], mask)
+        weights = None
+        if settings.class_weights == "frequency" and self.pixels.sum() > 0:
+            weights = frequency_weights(self.pixels).to(logits.dtype)
+        ce = cross_entropy(logits, mask, weights, ignore_index=IGNORE)
+        return ce if settings.base == "ce" else 0.5 * ce + 0.5 * soft_dice_loss(logits, mask)
+
+    def evaluate(self, batch: dict[str, Any], scores: MetricCollection) -> Tensor:
+        """Scores of one batch; returns the classes [B, H, W]."""
+        mask = batch["mask"]
+        logits = self._to_size(self.eval_model(batch["image"]), mask.shape[-2:])
+        self.eval_loss.update(self._loss(logits, mask), len(mask))
+        labels = self._labels(logits, mask.shape[-2:])
+        scores.update(labels, mask)
+        if self.trainer.testing and "volume" in batch:
+            for volume, mine, truth in zip(
+                batch["volume"].tolist(), labels.cpu(), mask.cpu(), strict=True
+            ):
+                if volume != self._volume[0]:
+                    self._close_volume()
+                    self._volume = (volume, [], [])
+                self._volume[1].append(mine)
+                self._volume[2].append(truth)
+        return labels
+
+    def _close_volume(self) -> None:
+        _, mine, truth = self._volume
+        if mine:
+            self.volume_scores.update(torch.stack(mine), torch.stack(truth))
+        self._volume = (None, [], [])
+
+    def on_test_epoch_end(self) -> None:
+        """Write the test's scores, of volumes too."""
+        self._close_volume()
+        if isinstance(self.data, VolumeDataModule):
+            scores = self.volume_scores.compute()
+            self.log_dict({f"test/{name}": value for name, value in scores.items()})
+            self.volume_scores.reset()
+        super().on_test_epoch_end()
+
+    def panels(self, batch: dict[str, Any], predictions: Tensor, index: int) -> Panels:
+        """Picture, truth, prediction, and where they differ."""
+        picture = self.trainer.datamodule.to_display(batch["image"][index])
+        truth, mine = (t[index].cpu().numpy() for t in (batch["mask"], predictions))
+        wrong = ((truth != mine) & (truth != IGNORE)).astype(int)
+        return {
+            "picture": picture,
+            "truth": overlay(picture, np.where(truth == IGNORE, 0, truth)),
+            "prediction": overlay(picture, mine),
+            "wrong pixels": overlay(np.full_like(picture, 255), wrong, 1.0),
+        }
+
+    def predict_image(self, image: Tensor, data: MapDataModule) -> Tensor:
+        """Picture in 0..1 -> classes [H, W].
+
+        The network sees it in the size in which it saw its own data; the answer is resized back.
+        """
+        size = data.input_size(*image.shape[-2:])
+        seen = image
+        if size is not None:
+            seen = interpolate(image[None], size, mode="bilinear", antialias=True)[0]
+        return self._labels(super().predict_image(seen, data), image.shape[-2:])[0]
+
+    def show(self, picture: np.ndarray, output: Tensor) -> tuple[Panels, dict[str, Any]]:
+        """The picture, coloured by its classes; the share of each class."""
+        labels = output.cpu().numpy()
+        names = self.class_names or [str(i) for i in range(self.num_classes)]
+        share = np.bincount(labels.ravel(), minlength=self.num_classes) / labels.size
+        columns = {f"share of {n}": round(float(s), 4) for n, s in zip(names, share, strict=True)}
+        return {"picture": picture, "result": overlay(picture, labels)}, columns

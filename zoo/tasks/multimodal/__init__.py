@@ -1,0 +1,1 @@
+"""Tasks: multimodal models."""
