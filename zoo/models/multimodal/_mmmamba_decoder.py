@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from zoo.checkpoints import save_state_dict
 from zoo.errors import ZooError
 from zoo.layers.cache import Cache
+from zoo.layers.precision import at_least_fp32
 from zoo.models.language.mamba import CausalLMOutput
 from zoo.models.multimodal._mmmamba_attention import GroupedAttention, Mamba2Attention, unfuse
 from zoo.models.multimodal._mmmamba_config import MODEL_TYPE, DecoderConfig
@@ -80,7 +81,7 @@ class VisionEmbeddings(nn.Module):
         where = self.position_embedding[:, 1:].unflatten(1, (self.side, self.side))
         where = where.movedim(-1, 1)  # [1, d, side, side]
         if x.shape[-2:] != where.shape[-2:]:
-            where = F.interpolate(where.float(), size=x.shape[-2:], mode="bicubic").to(x.dtype)
+            where = F.interpolate(at_least_fp32(where), size=x.shape[-2:], mode="bicubic").to(x.dtype)
         return (x + where).flatten(2).transpose(1, 2)
 
 

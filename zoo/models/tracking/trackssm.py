@@ -29,6 +29,7 @@ from zoo.errors import ZooError
 from zoo.layers.mamba import Mamba
 from zoo.layers.mamba_block import MambaBlock
 from zoo.layers.norms import add_norm
+from zoo.layers.precision import at_least_fp32
 from zoo.layers.ssm_init import s4d_real_log
 from zoo.models.registry import register_model
 from zoo.ops import selective_scan
@@ -88,7 +89,7 @@ class TrackSSM(nn.Module):
         scale = np.tile([img_w, img_h], 4)
         weight = self.encoder.mamba_net.embedding.weight
         condition = torch.from_numpy(rows / scale).to(weight.device, weight.dtype)
-        return self(condition)[-1].float().cpu().numpy()
+        return at_least_fp32(self(condition)[-1]).cpu().numpy()
 
     def loss(self, condition: Tensor, target: Tensor) -> Tensor:
         """Smooth L1 and, with ``giou``, 1 - GIoU; summed over the layers, mean over the batch.
