@@ -81,7 +81,9 @@ class VisionEmbeddings(nn.Module):
         where = self.position_embedding[:, 1:].unflatten(1, (self.side, self.side))
         where = where.movedim(-1, 1)  # [1, d, side, side]
         if x.shape[-2:] != where.shape[-2:]:
-            where = F.interpolate(at_least_fp32(where), size=x.shape[-2:], mode="bicubic").to(x.dtype)
+            where = F.interpolate(at_least_fp32(where), size=x.shape[-2:], mode="bicubic").to(
+                x.dtype
+            )
         return (x + where).flatten(2).transpose(1, 2)
 
 
