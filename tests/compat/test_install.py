@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 import zoo.compat
-from zoo.compat import stand_ins
+from zoo.compat import devices, stand_ins
 from zoo.compat.names import MODULES, OPS, PACKAGES
 
 
@@ -76,6 +77,34 @@ def test_install_is_idempotent_and_can_be_undone() -> None:
     assert importlib.util.find_spec("mamba_ssm") is None
     with pytest.raises(ModuleNotFoundError, match="No module named 'mamba_ssm'"):
         importlib.import_module("mamba_ssm")
+
+
+def test_guard_of_the_device_lets_a_cpu_pass() -> None:
+    def guarded() -> None:
+        for device in (torch.device("cpu"), "cpu"):
+            with torch.cuda.device(device):
+                pass
+
+    with pytest.raises(ValueError, match="cuda"):
+        guarded()
+    with zoo.compat.installed():
+        guarded()
+        with pytest.raises(ValueError, match="cuda"):
+            torch.cuda.device("meta")
+    with pytest.raises(ValueError, match="cuda"):
+        guarded()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of a machine without CUDA")
+def test_cuda_tensors_stay_on_the_cpu(caplog: pytest.LogCaptureFixture) -> None:
+    devices._say_once.cache_clear()
+    with zoo.compat.installed():
+        tensor, layer = torch.zeros(2), torch.nn.Linear(2, 2)
+        assert tensor.cuda() is tensor and tensor.cuda(0, non_blocking=True) is tensor
+        assert layer.cuda() is layer and layer.weight.device.type == "cpu"
+    assert caplog.text.count("there is no CUDA device; what asks for one by .cuda()") == 1
+    with pytest.raises((RuntimeError, AssertionError)):
+        tensor.cuda()
 
 
 def test_attributes_lead_to_submodules() -> None:

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 
-from zoo.compat import huggingface
+from zoo.compat import devices, huggingface
 from zoo.compat.names import OPS, PACKAGES
 from zoo.compat.stand_ins import Finder, Replacer, find_installed, has_gpu, is_ours
 
@@ -39,7 +39,8 @@ def install() -> tuple[str, ...]:
     Models of transformers that are already imported are switched over, those that are imported
     later find the ops by themselves (transformers 5.15 or newer; older ones look at the device
     instead, which is logged). Of a package that is installed, only ops that cannot run here are
-    ours; one line of the log says so.
+    ours; one line of the log says so. Without a CUDA device, ``.cuda()`` of a tensor or module
+    leaves it on the CPU; one line says that, too.
 
     Returns:
         the names that are answered here now; those of installed packages are not among them.
@@ -68,6 +69,7 @@ def install() -> tuple[str, ...]:
     _replacer = Replacer(broken, {huggingface.HUB: huggingface.adopt})
     sys.meta_path.append(_finder)
     sys.meta_path.insert(0, _replacer)
+    devices.allow_cpu(on=True)
     huggingface.switch(on=True)
     return _finder.packages
 
@@ -85,6 +87,7 @@ def uninstall() -> None:
         if name not in _before and name.partition(".")[0] in ours:
             del sys.modules[name]
     _finder = _replacer = None
+    devices.allow_cpu(on=False)
     huggingface.switch(on=False)
 
 
