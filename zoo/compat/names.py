@@ -127,9 +127,10 @@ PACKAGES = {
     "causal_conv1d_cuda": "1.7.0+zoo",
 }
 
-#: What of them needs a GPU: kernels, and what calls them. The rest is PyTorch on top.
+#: What of them needs a GPU: kernels, what calls them, and a loop that measures by CUDA events.
+#: The rest is PyTorch on top.
 OPS = frozenset(
     name
     for name, sources in MODULES.items()
     if sources and (name.startswith(("mamba_ssm.ops.", "causal_conv1d.")) or "_cuda" in name)
-)
+) | {"mamba_ssm.utils.generation"}
