@@ -16,6 +16,7 @@ from zoo.compat.causal_conv1d_interface import (
     causal_conv1d_update,
     causal_conv1d_update_ref,
     causal_conv1d_varlen_states,
+    causal_conv1d_varlen_states_ref,
 )
 from zoo.errors import ZooError
 
@@ -49,7 +50,7 @@ def test_causal_conv1d(
     ours, reference = ([leaf(t) for t in given] for _ in range(2))
     settings = dict(return_final_states=final, activation="silu" if silu else None)
     found = causal_conv1d_fn(*ours[:3], initial_states=ours[3], **settings)
-    expected = causal_conv1d_ref(*reference, **settings)
+    expected = causal_conv1d_ref(*reference[:3], initial_states=reference[3], **settings)
     rtol, atol = TOLERANCE[itype]
     if final:
         (found, states), (expected, expected_states) = found, expected
@@ -160,6 +161,32 @@ def test_states_of_packed_sequences() -> None:
     found = causal_conv1d_varlen_states(x, bounds, 4)
     for row, part in zip(found, x.split(lengths.tolist()), strict=True):
         torch.testing.assert_close(row, F.pad(part.mT, (4, 0))[:, -4:])
+    assert torch.equal(causal_conv1d_varlen_states_ref(x, bounds, 4), found)
+
+
+@pytest.mark.parametrize("silu, width, length", every(BOTH, (2, 4), (1, 9)))
+def test_first_packed_sequence_goes_on(silu: bool, width: int, length: int) -> None:
+    """Initial states are of the sequence that the first position belongs to."""
+    x, weight, bias = torch.randn(2, 8, length), torch.randn(8, width), torch.randn(8)
+    first = torch.randn(2, 8, width - 1)
+    border = min(2, length)
+    seq_idx = (torch.arange(length) >= border).int().expand(2, -1) + 5
+    activation = "silu" if silu else None
+    ours, reference = ([leaf(t) for t in (x, weight, bias, first)] for _ in range(2))
+    given, *rest = reference
+    expected = causal_conv1d_ref(
+        given[..., :border], *rest[:2], initial_states=rest[2], activation=activation
+    )
+    if border < length:
+        alone = causal_conv1d_ref(given[..., border:], *rest[:2], activation=activation)
+        expected = torch.cat([expected, alone], dim=-1)
+    for function in (causal_conv1d_ref, causal_conv1d_fn):
+        found = function(*ours[:3], seq_idx, ours[3], activation=activation)
+        torch.testing.assert_close(found, expected)
+    cotangent = torch.randn_like(expected)
+    found.backward(cotangent)
+    expected.backward(cotangent)
+    assert_same_gradients(ours, reference, torch.float32)
 
 
 @pytest.mark.parametrize("final, silu, preallocated", every(BOTH, BOTH, BOTH))
@@ -167,7 +194,9 @@ def test_compiled_convolution(final: bool, silu: bool, preallocated: bool) -> No
     given = [torch.randn(2, 8, 9), torch.randn(8, 4), torch.randn(8), torch.randn(2, 8, 3)]
     leaves = [leaf(t) for t in given]
     activation = "silu" if silu else None
-    expected, states = causal_conv1d_ref(*leaves, return_final_states=True, activation=activation)
+    expected, states = causal_conv1d_ref(
+        *leaves[:3], None, leaves[3], return_final_states=True, activation=activation
+    )
     dout, dstates = torch.randn_like(expected), torch.randn_like(states)
     torch.autograd.backward([expected, states], [dout, dstates * final])
     place = torch.zeros_like(states) if final else None
@@ -184,8 +213,60 @@ def test_compiled_convolution(final: bool, silu: bool, preallocated: bool) -> No
     for gradient, tensor in zip(found, leaves, strict=True):
         torch.testing.assert_close(gradient, tensor.grad, rtol=1e-4, atol=1e-4)
     assert dx is None or found[0] is dx
+    # From version 1.5.1 on, all results are written where they are wanted.
+    written = torch.full_like(x, torch.nan)
+    place = torch.zeros_like(states) if final else None
+    assert module.causal_conv1d_fwd(x, weight, bias, None, first, written, place, silu) is None
+    torch.testing.assert_close(written, expected)
+    if place is not None:
+        torch.testing.assert_close(place, states)
+    dx, dfirst = torch.full_like(x, torch.nan), torch.full_like(first, torch.nan)
+    dweight, dbias = torch.ones_like(weight), torch.ones_like(bias)  # these are added to
+    places = dx, dweight, dbias, dfirst if preallocated else None
+    cotangents = dout, None, first, dstates if final else None
+    assert module.causal_conv1d_bwd(x, weight, bias, *cotangents, *places, silu) is None
+    for gradient, tensor, before in zip(places, leaves, (0, 1, 1, 0), strict=True):
+        if gradient is not None:
+            torch.testing.assert_close(gradient, tensor.grad + before, rtol=1e-4, atol=1e-4)
     state, expected_state = torch.randn(2, 8, 4).repeat(2, 1, 1, 1)
     step = module.causal_conv1d_update(x[..., 0], state, weight, bias, silu, None, None)
     expected = causal_conv1d_update_ref(x[..., 0], expected_state, weight, bias, activation)
     torch.testing.assert_close(step, expected)
     assert torch.equal(state, expected_state)
+    written = torch.full_like(x[..., :2], torch.nan)
+    given = x[..., :2], state, weight, bias
+    assert module.causal_conv1d_update(*given, written, silu, None, None) is None
+    expected = causal_conv1d_update_ref(x[..., :2], expected_state, weight, bias, activation)
+    torch.testing.assert_close(written, expected)
+    assert torch.equal(state, expected_state)
+
+
+def test_compiled_convolution_of_old_versions() -> None:
+    """Before 1.4 there were no states, before 1.2 no sequences."""
+    x, weight, bias, dout = torch.randn(2, 8, 9), torch.randn(8, 4), torch.randn(8), None
+    seq_idx = (torch.arange(9) > 4).int().expand(2, -1)
+    module = kernels.causal_conv1d_cuda
+    for packed in ((), (seq_idx,)):
+        leaves = [leaf(t) for t in (x, weight, bias)]
+        expected = causal_conv1d_ref(*leaves, *packed, activation="silu")
+        dout = torch.randn_like(expected)
+        expected.backward(dout)
+        out = module.causal_conv1d_fwd(x, weight, bias, *packed, True)
+        torch.testing.assert_close(out, expected)
+        found = module.causal_conv1d_bwd(x, weight, bias, dout, *packed, None, True)
+        assert len(found) == 3
+        for gradient, tensor in zip(found, leaves, strict=True):
+            torch.testing.assert_close(gradient, tensor.grad, rtol=1e-4, atol=1e-4)
+    state = torch.randn(2, 8, 4)
+    again = state.clone()
+    step = module.causal_conv1d_update(x[..., 0], state, weight, bias, True)
+    torch.testing.assert_close(
+        step, causal_conv1d_update_ref(x[..., 0], again, weight, bias, "silu")
+    )
+    for name, expected in [
+        ("fwd", "4, 5, 7 or 8"),
+        ("bwd", "6, 7, 10 or 12"),
+        ("update", "5 to 8"),
+    ]:
+        with pytest.raises(ZooError, match=f"{name}: expected {expected} arguments, got 2"):
+            getattr(module, f"causal_conv1d_{name}")(x, weight)

@@ -13,8 +13,15 @@ from tests.grids import BOTH, ITYPES, TOLERANCE, every, some
 from zoo.compat.causal_conv1d_interface import (
     causal_conv1d_ref,
 )
-from zoo.compat.layer_norm import RMSNorm, layer_norm_fn, rms_norm_fn
-from zoo.compat.layernorm_gated import LayerNorm, layernorm_fn, rmsnorm_fn
+from zoo.compat.layer_norm import (
+    RMSNorm,
+    layer_norm_fn,
+    layer_norm_linear_fn,
+    layer_norm_ref,
+    rms_norm_fn,
+    rms_norm_ref,
+)
+from zoo.compat.layernorm_gated import LayerNorm, layernorm_fn, rmsnorm_fn, swiglu
 from zoo.compat.layernorm_gated import RMSNorm as RMSNormGated
 from zoo.compat.selective_state_update import selective_state_update, selective_state_update_ref
 from zoo.compat.ssd_combined import mamba_chunk_scan_combined, mamba_split_conv1d_scan_combined
@@ -182,8 +189,66 @@ def test_norm_module() -> None:
     dropping = RMSNorm(8, dropout_p=0.5)
     assert not torch.equal(dropping(x), norm(x))
     assert torch.equal(dropping.eval()(x), norm(x))
-    with pytest.raises(ZooError, match="has no x1, weight1"):
-        layer_norm_fn(x, norm.weight, None, x1=x)
+
+
+@pytest.mark.parametrize("rms", BOTH)
+def test_norms_of_parallel_blocks(rms: bool) -> None:
+    x, x1, stream = torch.randn(3, 2, 5, 8)
+    weight, bias, weight1, bias1 = torch.rand(4, 8)
+
+    def norm(t: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        if not rms:
+            return F.layer_norm(t, (8,), w, b, 1e-5)
+        return F.rms_norm(t, (8,), w, 1e-5) + b
+
+    function, reference = (rms_norm_fn, rms_norm_ref) if rms else (layer_norm_fn, layer_norm_ref)
+    args = (weight, bias, stream, x1, weight1, bias1, 1e-5)
+    total = x + x1 + stream
+    expected = norm(total, weight, bias), norm(total, weight1, bias1), total
+    for found in (function(x, *args, prenorm=True), reference(x, *args, prenorm=True)):
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b)
+    y, y1, mask, mask1 = function(x, *args, dropout_p=0.5, return_dropout_mask=True)
+    assert 0.2 < mask.float().mean() < 0.8 and not torch.equal(mask, mask1)
+    again = reference(x, *args, dropout_p=0.5, dropout_mask=mask, dropout_mask1=mask1)
+    dropped = 2 * (x * mask + x1 * mask1) + stream
+    torch.testing.assert_close((y, y1), again)
+    torch.testing.assert_close(y1, norm(dropped, weight1, bias1))
+    assert not torch.equal(reference(x, *args, dropout_p=0.5)[0], y), "it draws its own masks"
+    scale = torch.rand(2, 5)
+    torch.testing.assert_close(
+        function(x, weight, bias, stream, rowscale=scale, eps=1e-5),
+        norm(x * scale[..., None] + stream, weight, bias),
+    )
+    with pytest.raises(ZooError, match="rowscale and x1 exclude each other"):
+        function(x, weight, bias, x1=x1, rowscale=scale)
+    half = reference(x.half(), weight, None, prenorm=True)[1]
+    whole = reference(x.half(), weight, None, prenorm=True, upcast=True)[1]
+    assert (half.dtype, whole.dtype) == (torch.float16, torch.float32)
+
+
+@pytest.mark.parametrize("prenorm, rms", every(BOTH, BOTH))
+def test_norm_and_projection(prenorm: bool, rms: bool) -> None:
+    x, stream = torch.randn(2, 3, 8)
+    weight, bias, projection, offset = (
+        torch.rand(8),
+        torch.rand(8),
+        torch.randn(6, 8),
+        torch.rand(6),
+    )
+    found = layer_norm_linear_fn(
+        x, weight, bias, projection, offset, stream, prenorm=prenorm, is_rms_norm=rms
+    )
+    normed = layer_norm_fn(x, weight, bias, stream, is_rms_norm=rms)
+    expected = F.linear(normed, projection, offset)
+    torch.testing.assert_close(found, (expected, x + stream) if prenorm else expected)
+
+
+def test_swiglu() -> None:
+    x, y = torch.randn(2, 3, 8, dtype=torch.bfloat16)
+    found = swiglu(torch.cat([x, y], dim=-1))
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found, F.silu(x) * y, rtol=0.02, atol=0.02)
 
 
 @pytest.mark.parametrize("before_gate, groups", every(BOTH, (1, 4)))

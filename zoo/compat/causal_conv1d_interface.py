@@ -1,10 +1,11 @@
 """``causal_conv1d``: the short convolution, its decode step, and the states of packed sequences.
 
-Arguments and names are those of causal_conv1d 1.6, without its limits on layouts.
+Arguments and names are those of causal_conv1d 1.7, without its limits on layouts.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ __all__ = [
     "causal_conv1d_update",
     "causal_conv1d_update_ref",
     "causal_conv1d_varlen_states",
+    "causal_conv1d_varlen_states_ref",
 ]
 
 
@@ -37,33 +39,58 @@ def causal_conv1d_fn(
     final_states_out: Tensor | None = None,
     activation: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """:func:`zoo.ops.causal_conv1d`; the final states are also written to ``final_states_out``."""
-    result: Any = causal_conv1d(
-        x, weight, bias, seq_idx, initial_states, return_final_states, activation
-    )
-    if not return_final_states or final_states_out is None:
-        return result
-    out, states = result
-    return out, final_states_out.copy_(states)
+    """:func:`zoo.ops.causal_conv1d`; the final states are also written to ``final_states_out``.
+
+    With ``seq_idx``, the initial states belong to the sequence of the first position.
+    """
+    return _convolve(
+        causal_conv1d, x, weight, bias, seq_idx, initial_states, return_final_states,
+        final_states_out, activation,
+    )  # fmt: skip
 
 
 def causal_conv1d_ref(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
+    seq_idx: Tensor | None = None,
     initial_states: Tensor | None = None,
     return_final_states: bool = False,
     final_states_out: Tensor | None = None,
     activation: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """:func:`zoo.ops.causal_conv1d_reference`."""
-    result: Any = causal_conv1d_reference(
-        x, weight, bias, None, initial_states, return_final_states, activation
-    )
-    if not return_final_states or final_states_out is None:
-        return result
-    out, states = result
-    return out, final_states_out.copy_(states)
+    """:func:`causal_conv1d_fn` on :func:`zoo.ops.causal_conv1d_reference`."""
+    return _convolve(
+        causal_conv1d_reference, x, weight, bias, seq_idx, initial_states, return_final_states,
+        final_states_out, activation,
+    )  # fmt: skip
+
+
+def _convolve(
+    op: Callable[..., Any],
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    seq_idx: Tensor | None,
+    initial_states: Tensor | None,
+    return_final_states: bool,
+    final_states_out: Tensor | None,
+    activation: str | None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    before = 0
+    if seq_idx is not None and initial_states is not None:
+        # The op knows no such states: they are positions of the first sequence before it.
+        before = initial_states.shape[2]
+        x = torch.cat([initial_states.to(x.dtype), x], dim=2)
+        seq_idx = torch.cat([seq_idx[:, :1].expand(-1, before), seq_idx], dim=1)
+        initial_states = None
+    result: Any = op(x, weight, bias, seq_idx, initial_states, return_final_states, activation)
+    out, states = result if return_final_states else (result, None)
+    if before:
+        out = out[..., before:]
+    if not return_final_states:
+        return out
+    return out, states if final_states_out is None else final_states_out.copy_(states)
 
 
 def causal_conv1d_update(
@@ -127,3 +154,13 @@ def causal_conv1d_varlen_states(x: Tensor, cu_seqlens: Tensor, state_len: int) -
     rows = end + torch.arange(-state_len, 0, device=x.device)  # [B, S]
     states = x[rows.clamp(min=0)].masked_fill((rows < start)[..., None], 0)  # [B, S, D]
     return states.transpose(1, 2)
+
+
+def causal_conv1d_varlen_states_ref(x: Tensor, cu_seqlens: Tensor, state_len: int) -> Tensor:
+    """:func:`causal_conv1d_varlen_states`, one sequence after the other."""
+    states = x.new_zeros(len(cu_seqlens) - 1, x.shape[1], state_len)
+    bounds = cu_seqlens.tolist()
+    for state, start, end in zip(states, bounds, bounds[1:], strict=False):
+        kept = min(end - start, state_len)
+        state[:, state_len - kept :] = x[end - kept : end].T
+    return states

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.compat.causal_conv1d_interface import causal_conv1d_fn, causal_conv1d_update
+from zoo.errors import ZooError
 from zoo.ops import selective_scan
 
 
@@ -175,7 +176,7 @@ def _oflex_fwd(
     return _core_fwd(u, delta, A, B, C, D, delta_bias, delta_softplus)
 
 
-def _conv_fwd(
+def _convolved(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -186,14 +187,14 @@ def _conv_fwd(
 ) -> Tensor:
     with torch.no_grad():
         wanted = final_states_out is not None
-        activation = "silu" if silu_activation else None
         result: Any = causal_conv1d_fn(
-            x, weight, bias, seq_idx, initial_states, wanted, final_states_out, activation
-        )
+            x, weight, bias, seq_idx, initial_states, wanted, final_states_out,
+            _activation(silu_activation),
+        )  # fmt: skip
     return result[0] if wanted else result
 
 
-def _conv_bwd(
+def _conv_gradients(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -206,14 +207,13 @@ def _conv_bwd(
     silu_activation: bool,
 ) -> tuple[Tensor | None, ...]:
     """Gradients of x (also written to ``dx``), weight, bias and the initial states."""
-    activation = "silu" if silu_activation else None
 
     def convolve(**leaves: Tensor | None) -> Any:
         out = causal_conv1d_fn(
             **leaves,  # type: ignore[arg-type]
             seq_idx=seq_idx,
             return_final_states=dfinal_states is not None,
-            activation=activation,
+            activation=_activation(silu_activation),
         )
         if dfinal_states is None:
             return out
@@ -231,7 +231,7 @@ def _conv_bwd(
     return tuple(found.values())
 
 
-def _conv_update(
+def _step(
     x: Tensor,
     conv_state: Tensor,
     weight: Tensor,
@@ -240,10 +240,76 @@ def _conv_update(
     cache_seqlens: Tensor | None = None,
     conv_state_indices: Tensor | None = None,
 ) -> Tensor:
-    activation = "silu" if silu_activation else None
-    return causal_conv1d_update(
-        x, conv_state, weight, bias, activation, cache_seqlens, conv_state_indices
-    )
+    with torch.no_grad():
+        return causal_conv1d_update(
+            x, conv_state, weight, bias, _activation(silu_activation), cache_seqlens,
+            conv_state_indices,
+        )  # fmt: skip
+
+
+def _conv_fwd(*args: Any) -> Tensor | None:
+    """The forward pass, by the arguments of each version.
+
+    From 1.5.1 on (x, weight, bias, seq_idx, initial_states, out, final_states_out, silu): ``out``
+    is written and nothing returned. Before, ``out`` was no argument but the result; before 1.4
+    there were no states, before 1.2 no ``seq_idx``.
+    """
+    if len(args) == 8:
+        args[5].copy_(_convolved(*args[:5], *args[6:]))
+        return None
+    if len(args) not in (4, 5, 7):
+        raise _wrong("causal_conv1d_fwd", "4, 5, 7 or 8", args)
+    *tensors, silu = args
+    return _convolved(*tensors, *[None] * (7 - len(args)), silu)
+
+
+def _conv_bwd(*args: Any) -> tuple[Tensor | None, ...] | None:
+    """The backward pass, by the arguments of each version.
+
+    From 1.5.1 on (x, weight, bias, dout, seq_idx, initial_states, dfinal_states, dx, dweight,
+    dbias, dinitial_states, silu): the gradients are written where there is a place, those of weight
+    and bias added. Before (..., dfinal_states, dx, return_dinitial_states, silu) they were the
+    result; before 1.4 there were no states, before 1.2 no ``seq_idx``.
+    """
+    if len(args) == 12:
+        *inputs, dx, dweight, dbias, dinitial, silu = args
+        found = _conv_gradients(*inputs, None, dinitial is not None, silu)
+        for place, gradient, added in zip(
+            (dx, dweight, dbias, dinitial), found, (False, True, True, False), strict=True
+        ):
+            if place is not None and gradient is not None:
+                place.add_(gradient) if added else place.copy_(gradient)
+        return None
+    if len(args) == 10:
+        return _conv_gradients(*args)
+    if len(args) not in (6, 7):
+        raise _wrong("causal_conv1d_bwd", "6, 7, 10 or 12", args)
+    *first, dx, silu = args
+    seq_idx = first[4] if len(first) == 5 else None
+    return _conv_gradients(*first[:4], seq_idx, None, None, dx, False, silu)[:3]
+
+
+def _conv_update(*args: Any) -> Tensor | None:
+    """One step, by the arguments of each version.
+
+    From 1.5.1 on (x, conv_state, weight, bias, out, silu, cache_seqlens, conv_state_indices):
+    ``out`` is written and nothing returned. Before, ``out`` was no argument but the result, and the
+    last ones came one by one.
+    """
+    if len(args) == 8:
+        args[4].copy_(_step(*args[:4], *args[5:]))
+        return None
+    if len(args) not in (5, 6, 7):
+        raise _wrong("causal_conv1d_update", "5 to 8", args)
+    return _step(*args)
+
+
+def _wrong(name: str, expected: str, args: tuple[Any, ...]) -> ZooError:
+    return ZooError(f"causal_conv1d_cuda.{name}: expected {expected} arguments, got {len(args)}")
+
+
+def _activation(silu: bool) -> str | None:
+    return "silu" if silu else None
 
 
 selective_scan_cuda = SimpleNamespace(fwd=_mamba_fwd, bwd=_mamba_bwd)
@@ -253,4 +319,10 @@ causal_conv1d_cuda = SimpleNamespace(
     causal_conv1d_fwd=_conv_fwd,
     causal_conv1d_bwd=_conv_bwd,
     causal_conv1d_update=_conv_update,
+)
+#: ``causal_conv1d.cpp_functions``
+causal_conv1d_functions = SimpleNamespace(
+    causal_conv1d_fwd_function=_convolved,
+    causal_conv1d_bwd_function=_conv_gradients,
+    causal_conv1d_update_function=_step,
 )

@@ -1,4 +1,4 @@
-"""``mamba_ssm.ops.triton.layernorm_gated``: the norms of Mamba-2, with a gate and in groups."""
+"""``mamba_ssm.ops.triton.layernorm_gated`` and ``k_activations``: gated norms in groups, SwiGLU."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from zoo.errors import ZooError
 
-__all__ = ["LayerNorm", "RMSNorm", "layernorm_fn", "rmsnorm_fn"]
+__all__ = ["LayerNorm", "RMSNorm", "layernorm_fn", "rms_norm_ref", "rmsnorm_fn", "swiglu"]
 
 
 def layernorm_fn(
@@ -62,6 +62,26 @@ def rmsnorm_fn(
 ) -> Tensor:
     """:func:`layernorm_fn` with ``is_rms_norm``."""
     return layernorm_fn(x, weight, bias, z, eps, group_size, norm_before_gate, is_rms_norm=True)
+
+
+def rms_norm_ref(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    z: Tensor | None = None,
+    eps: float = 1e-6,
+    group_size: int | None = None,
+    norm_before_gate: bool = True,
+    upcast: bool = True,
+) -> Tensor:
+    """:func:`rmsnorm_fn`, always in float32."""
+    return rmsnorm_fn(x, weight, bias, z, eps, group_size, norm_before_gate)
+
+
+def swiglu(xy: Tensor) -> Tensor:
+    """silu(x) y of the two halves of ``[..., 2 D]``."""
+    x, y = xy.chunk(2, dim=-1)
+    return (F.silu(x.float()) * y.float()).to(xy.dtype)
 
 
 class LayerNorm(nn.Module):

@@ -6,7 +6,6 @@ Arguments and names are those of mamba_ssm 2.3; ``mamba_inner_fn_no_out_proj`` a
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +14,6 @@ from torch import Tensor
 
 from zoo.ops import (
     causal_conv1d,
-    causal_conv1d_reference,
     selective_scan,
     selective_scan_reference,
 )
@@ -75,7 +73,6 @@ class _Scan(NamedTuple):
 
 
 def _inputs(
-    conv: Callable[..., Any],
     xz: Tensor,
     conv1d_weight: Tensor,
     conv1d_bias: Tensor | None,
@@ -92,8 +89,8 @@ def _inputs(
     eps: float = 1e-6,
 ) -> _Scan:
     """Convolution and projections: from [B, 2D, L] to what the scan takes."""
-    x, z = xz.chunk(2, dim=1)
-    x = conv(x, conv1d_weight.squeeze(1), conv1d_bias, activation="silu")
+    first, z = xz.chunk(2, dim=1)
+    x: Any = causal_conv1d(first, conv1d_weight.squeeze(1), conv1d_bias, activation="silu")
     projected = F.linear(x.transpose(1, 2), x_proj_weight)  # [B, L, R (+ N) (+ N)]
     rank, width = delta_proj_weight.shape[1], A.shape[1] * (2 if A.is_complex() else 1)
     delta = torch.matmul(delta_proj_weight, projected[..., :rank].transpose(1, 2))  # [B, D, L]
@@ -161,7 +158,7 @@ def mamba_inner_fn(
     """
     weights = conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight
     norms = b_rms_weight, c_rms_weight, dt_rms_weight, b_c_dt_rms_eps
-    scan = _inputs(causal_conv1d, xz, *weights, A, B, C, B_proj_bias, C_proj_bias, *norms)
+    scan = _inputs(xz, *weights, A, B, C, B_proj_bias, C_proj_bias, *norms)
     rest = scan.B, scan.C, D, scan.z, delta_bias, delta_softplus
     y: Any = selective_scan(scan.x, scan.delta, A, *rest)
     return F.linear(y.transpose(1, 2), out_proj_weight, out_proj_bias)
@@ -184,12 +181,11 @@ def mamba_inner_ref(
     C_proj_bias: Tensor | None = None,
     delta_softplus: bool = True,
 ) -> Tensor:
-    """:func:`mamba_inner_fn` on the PyTorch references."""
-    weights = conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight
-    scan = _inputs(causal_conv1d_reference, xz, *weights, A, B, C, B_proj_bias, C_proj_bias)
-    rest = scan.B, scan.C, D, scan.z, delta_bias, delta_softplus
-    y: Any = selective_scan_reference(scan.x, scan.delta, A, *rest)
-    return F.linear(y.transpose(1, 2), out_proj_weight, out_proj_bias)
+    """:func:`mamba_inner_fn`: theirs too is made of the convolution and the scan themselves."""
+    return mamba_inner_fn(
+        xz, conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight, out_proj_weight,
+        out_proj_bias, A, B, C, D, delta_bias, B_proj_bias, C_proj_bias, delta_softplus,
+    )  # fmt: skip
 
 
 def mamba_inner_fn_no_out_proj(
@@ -210,7 +206,7 @@ def mamba_inner_fn_no_out_proj(
 ) -> Tensor:
     """:func:`mamba_inner_fn` without its last projection; returns [B, D, L]."""
     weights = conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight
-    scan = _inputs(causal_conv1d, xz, *weights, A, B, C, B_proj_bias, C_proj_bias)
+    scan = _inputs(xz, *weights, A, B, C, B_proj_bias, C_proj_bias)
     rest = scan.B, scan.C, D, scan.z, delta_bias, delta_softplus
     y: Any = selective_scan(scan.x, scan.delta, A, *rest)
     return y
@@ -236,7 +232,7 @@ def bimamba_inner_fn(
 ) -> Tensor:
     """:func:`mamba_inner_fn` with a second scan from the end to the start, with ``A_b``."""
     weights = conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight
-    scan = _inputs(causal_conv1d, xz, *weights, A, B, C, B_proj_bias, C_proj_bias)
+    scan = _inputs(xz, *weights, A, B, C, B_proj_bias, C_proj_bias)
     rest = scan.B, scan.C, D, scan.z, delta_bias, delta_softplus
     forward: Any = selective_scan(scan.x, scan.delta, A, *rest)
     backward: Any = selective_scan(scan.x, scan.delta, A_b, *rest, reverse=True)
