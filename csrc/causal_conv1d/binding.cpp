@@ -26,9 +26,10 @@ Tensor empty_like_signal(const Tensor& x) {
 void check_parameters(const Tensor& x, const Tensor& weight, const Optional& bias) {
   const ScalarType compute =
       x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  ZOO_CHECK(weight.dim() == 2 && weight.size(0) == x.size(1) && weight.size(1) >= 2 &&
-                weight.size(1) <= 4 && weight.scalar_type() == compute && weight.is_contiguous(),
-            "causal_conv1d: weight must be [dim, 2 to 4], contiguous, in the accumulator's dtype");
+  ZOO_CHECK(weight.dim() == 2 && weight.size(0) == x.size(1) && weight.size(1) >= 1 &&
+                weight.size(1) <= kConvMostTaps && weight.scalar_type() == compute &&
+                weight.is_contiguous(),
+            "causal_conv1d: weight must be [dim, 1 to 64], contiguous, in the accumulator's dtype");
   ZOO_CHECK(!bias || (bias->dim() == 1 && bias->size(0) == x.size(1) &&
                       bias->scalar_type() == compute && bias->is_contiguous()),
             "causal_conv1d: bias must be [dim], contiguous, in the accumulator's dtype");

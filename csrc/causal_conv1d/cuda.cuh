@@ -268,4 +268,11 @@ cudaError_t with_width(int width, const F& f) {
   }
 }
 
+// The kernels for all other widths (cuda_wide.cu).
+inline bool is_wide(int width) { return width < 2 || width > 4; }
+int64_t wide_workspace(const ConvBackward& call);
+cudaError_t forward_wide(const ConvForward& call, void* stream);
+cudaError_t backward_wide(const ConvBackward& call, void* workspace, void* stream);
+cudaError_t update_wide(const ConvUpdate& call, void* stream);
+
 }  // namespace zoo::cuda::conv

@@ -11,7 +11,8 @@ from torch import Tensor
 from zoo.errors import ZooError
 from zoo.ops._library import register_reference
 
-WIDTHS = (2, 3, 4)
+#: Taps that a filter may have at most.
+MAX_WIDTH = 64
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -31,7 +32,7 @@ def causal_conv1d(
     Args:
         x: [B, D, L], any strides; both channel by channel and position by position (channel-last)
             are fast.
-        weight: [D, W] with W = 2, 3 or 4.
+        weight: [D, W] with W from 1 to 64; 2, 3 and 4 have kernels of their own.
         bias: [D].
         seq_idx: int32 [B, L], the sequence that each position belongs to where several are packed:
             a tap on another sequence counts as zero. Negative marks padding, whose output is zero.
@@ -118,7 +119,7 @@ def causal_conv1d_update(
         x: new inputs, [B, D] or [B, D, L].
         conv_state: [B, D, S] with S at least W - 1: the inputs before them, the newest last. They
             move up to make room for x.
-        weight: [D, W] with W = 2, 3 or 4.
+        weight: [D, W] with W from 1 to 64.
         bias: [D].
         activation: None, or "silu" ("swish" is the same).
         cache_seqlens: int32 [B]. If given, ``conv_state`` is a circular buffer instead: the inputs
@@ -165,14 +166,15 @@ def causal_conv1d_update_reference(
     size, width, length = conv_state.shape[2], weight.shape[1], new.shape[2]
     if cache_seqlens is None:
         before = conv_state[:, :, size - (width - 1) :].clone()
-        conv_state.copy_(torch.cat([conv_state, new], dim=2)[:, :, -size:])
+        conv_state.copy_(torch.cat([conv_state, new], dim=2)[:, :, length:])
     else:
-        columns = torch.arange(1 - width, length, device=x.device) + cache_seqlens[:, None]
-        columns = columns.remainder(size)[:, None].expand(-1, x.shape[1], -1)  # [B, D, W - 1 + L]
-        before = conv_state.gather(2, columns[:, :, : width - 1])
+        positions = torch.arange(1 - width, length, device=x.device) + cache_seqlens[:, None]
+        columns = positions.remainder(max(size, 1))[:, None].expand(-1, x.shape[1], -1)
+        before, columns = columns.split([width - 1, length], dim=2)  # [B, D, W - 1], [B, D, L]
+        before = conv_state.gather(2, before)
         # of positions that share a column the last one stays
         kept = min(length, size)
-        conv_state.scatter_(2, columns[:, :, -kept:], new[:, :, length - kept :])
+        conv_state.scatter_(2, columns[:, :, length - kept :], new[:, :, length - kept :])
     out = causal_conv1d_reference(new, weight, bias, initial_states=before, activation=activation)
     assert isinstance(out, Tensor)
     return out if x.dim() == 3 else out[..., 0]
@@ -208,9 +210,10 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, initial_states: Tenso
 
 def _check_weights(wrong: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     dim = x.shape[1]
-    if weight.dim() != 2 or weight.shape[0] != dim or weight.shape[1] not in WIDTHS:
+    if weight.dim() != 2 or weight.shape[0] != dim or not 1 <= weight.shape[1] <= MAX_WIDTH:
         raise wrong(
-            f"weight must be [{dim}, width] with width 2, 3 or 4 to fit x, got {list(weight.shape)}"
+            f"weight must be [{dim}, width] with a width of 1 to {MAX_WIDTH} to fit x, got "
+            f"{list(weight.shape)}"
         )
     if bias is not None and bias.shape != (dim,):
         raise wrong(f"bias must be [{dim}] to fit x, got {list(bias.shape)}")
