@@ -119,7 +119,7 @@ struct Rows {
   }
   dim3 grid() const {
     const int64_t of_block = kThreads / lanes;
-    return dim3{static_cast<unsigned>((rows + of_block - 1) / of_block * parts), 1, 1};
+    return grid_of((rows + of_block - 1) / of_block * parts);
   }
 };
 
@@ -175,7 +175,7 @@ struct Columns {
     parts = static_cast<int>((turns + turns_of_part - 1) / turns_of_part);
   }
   dim3 grid(int batch) const {
-    return dim3{static_cast<unsigned>(int64_t{1} * channel_blocks * parts * batch), 1, 1};
+    return grid_of(int64_t{1} * channel_blocks * parts * batch);
   }
 };
 

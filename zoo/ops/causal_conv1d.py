@@ -9,11 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.errors import ZooError
-from zoo.ops._library import register_reference
-
-#: Taps that a filter may have at most.
-MAX_WIDTH = 64
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+from zoo.ops import _registered
+from zoo.ops._checks import FLOATS
+from zoo.ops._library import register
+from zoo.ops._registered import MAX_WIDTH
 
 
 def causal_conv1d(
@@ -220,7 +219,7 @@ def _check_weights(wrong: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -
     for name, t in (("x", x), ("weight", weight), ("bias", bias)):
         if t is None:
             continue
-        if t.dtype not in _FLOATS:
+        if t.dtype not in FLOATS:
             raise wrong(f"{name} must be float32, bfloat16, float16 or float64, got {t.dtype}")
         if t.device != x.device:
             raise wrong(f"{name} is on {t.device} and x on {x.device}; move them to one device")
@@ -314,7 +313,10 @@ def _reference_backward(
         )
         wanted = [t for t in leaves if t is not None]
         found = iter(torch.autograd.grad(out, wanted, dout))
-    dx, dweight, dbias, dinitial = (x.new_empty(0) if t is None else next(found) for t in leaves)
+    nothing = weight.new_empty(0) if bias is None else x.new_empty(0)
+    dx, dweight, dbias, dinitial = (
+        nothing if t is None else next(found).contiguous() for t in leaves
+    )
     return _like(x).copy_(dx), dweight, dbias, dinitial
 
 
@@ -335,28 +337,10 @@ def _like(x: Tensor) -> Tensor:
     """Uninitialised memory laid out as x, of which one of the last two dimensions has stride 1."""
     B, D, L = x.shape
     if x.stride(2) != 1:
-        return x.new_empty(B, L, D).transpose(1, 2)
+        return x.new_empty_strided((B, D, L), (D * L, 1, D))
     return x.new_empty(B, D, L)
 
 
-register_reference("causal_conv1d", _reference)
-register_reference("causal_conv1d_backward", _reference_backward)
-register_reference("causal_conv1d_update", _reference_update)
-
-
-@torch.library.register_fake("zoo::causal_conv1d")
-def _fake(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    seq_idx: Tensor | None,
-    initial_states: Tensor | None,
-    silu: bool,
-) -> Tensor:
-    return _like(x)
-
-
-@torch.library.register_fake("zoo::causal_conv1d_backward")
 def _fake_backward(
     dout: Tensor,
     x: Tensor,
@@ -366,21 +350,29 @@ def _fake_backward(
     initial_states: Tensor | None,
     silu: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dbias = x.new_empty(0) if bias is None else torch.empty_like(bias)
+    dbias = weight.new_empty(0) if bias is None else torch.empty_like(bias)
     dinitial = x.new_empty(0) if initial_states is None else x.new_empty(initial_states.shape)
     return _like(x), weight.new_empty(weight.shape), dbias, dinitial
 
 
-@torch.library.register_fake("zoo::causal_conv1d_update")
-def _fake_update(
-    x: Tensor,
-    conv_state: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    cache_seqlens: Tensor | None,
-    silu: bool,
-) -> Tensor:
-    return x.new_empty(x.shape)
+register(
+    "causal_conv1d",
+    check=_registered.causal_conv1d,
+    reference=_reference,
+    fake=lambda x, *others: _like(x),
+)
+register(
+    "causal_conv1d_backward",
+    check=_registered.causal_conv1d_backward,
+    reference=_reference_backward,
+    fake=_fake_backward,
+)
+register(
+    "causal_conv1d_update",
+    check=_registered.causal_conv1d_update,
+    reference=_reference_update,
+    fake=lambda x, *others: x.new_empty(x.shape),
+)
 
 
 def _keep(ctx: Any, inputs: tuple, output: Tensor) -> None:
