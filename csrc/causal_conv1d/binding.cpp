@@ -1,14 +1,11 @@
+// Checks the tensors of the causal convolution and hands them to the kernels. The messages for users come from
+// zoo/ops/causal_conv1d.py.
 #include "causal_conv1d/causal_conv1d.h"
 
-#include "common/binding.h"
-#ifdef ZOO_CUDA
-#include "common/binding_cuda.h"
-#endif
+#include "common/checks.h"
 
 namespace zoo {
 namespace {
-
-using Optional = std::optional<Tensor>;
 
 ConvSignal signal_of(const Tensor& t) {
   return {t.data_ptr(), t.stride(0), t.stride(1), t.stride(2)};
@@ -20,37 +17,40 @@ bool by_rows(const Tensor& t) { return t.stride(2) == 1; }
 Tensor empty_like_signal(const Tensor& x) {
   const int64_t b = x.size(0), d = x.size(1), l = x.size(2);
   if (by_rows(x)) return new_empty(x, {b, d, l}, x.scalar_type());
-  return transposed(new_empty(x, {b, l, d}, x.scalar_type()), 1, 2);
+  return new_empty_strided(x, {b, d, l}, {d * l, 1, d});
 }
 
-void check_parameters(const Tensor& x, const Tensor& weight, const Optional& bias) {
-  const ScalarType compute =
-      x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  ZOO_CHECK(weight.dim() == 2 && weight.size(0) == x.size(1) && weight.size(1) >= 2 &&
-                weight.size(1) <= 4 && weight.scalar_type() == compute && weight.is_contiguous(),
-            "causal_conv1d: weight must be [dim, 2 to 4], contiguous, in the accumulator's dtype");
-  ZOO_CHECK(!bias || (bias->dim() == 1 && bias->size(0) == x.size(1) &&
-                      bias->scalar_type() == compute && bias->is_contiguous()),
-            "causal_conv1d: bias must be [dim], contiguous, in the accumulator's dtype");
+void check_signal(const char* op, const Tensor& x) {
+  dtype_of(op, "x", x);
+  ZOO_CHECK(x.dim() == 3, op, ": x is ", text_of(x), ", expected [batch, dim, length]");
 }
 
-ConvProblem problem_of(const Tensor& x, const Tensor& weight, const Optional& bias,
+// Weights and bias; x has been checked.
+void check_parameters(const Checks& checks, const char* op, const Tensor& x, const Tensor& weight,
+                      const Optional& bias) {
+  const ScalarType compute = accumulator_of(x);
+  checks.not_empty(x, "x", {1, 2});
+  checks.counts("a length", x.size(2));
+  checks.counts("batch * dim", x.size(0) * x.size(1));
+  checks.plain(weight, "weight", {x.size(1), kAnySize}, compute);
+  ZOO_CHECK(weight.size(1) >= 1 && weight.size(1) <= kConvMostTaps, op, ": weight is ",
+            text_of(weight), ", but the filter must have 1 to ", kConvMostTaps, " taps");
+  checks.plain(bias, "bias", {x.size(1)}, compute);
+}
+
+ConvProblem problem_of(const char* op, const Tensor& x, const Tensor& weight, const Optional& bias,
                        const Optional& seq_idx, const Optional& initial_states, bool silu) {
-  ZOO_CHECK(x.dim() == 3 && (x.stride(1) == 1 || x.stride(2) == 1),
-            "causal_conv1d: x must be [batch, dim, length] with stride 1 along dim or length");
-  check_parameters(x, weight, bias);
+  check_signal(op, x);
+  const Checks checks(op, "x", x);
+  check_parameters(checks, op, x, weight, bias);
+  ZOO_CHECK(x.stride(1) == 1 || x.stride(2) == 1, op,
+            ": x must have stride 1 along dim or along length");
   const int64_t b = x.size(0), d = x.size(1), l = x.size(2), before = weight.size(1) - 1;
-  ZOO_CHECK(!seq_idx || (seq_idx->dim() == 2 && seq_idx->size(0) == b && seq_idx->size(1) == l &&
-                         seq_idx->scalar_type() == ScalarType::Int && seq_idx->is_contiguous()),
-            "causal_conv1d: seq_idx must be int32 [batch, length], contiguous");
-  ZOO_CHECK(!initial_states ||
-                (initial_states->dim() == 3 && initial_states->size(0) == b &&
-                 initial_states->size(1) == d && initial_states->size(2) == before &&
-                 initial_states->scalar_type() == x.scalar_type() && !seq_idx),
-            "causal_conv1d: initial_states must be [batch, dim, width - 1] in the dtype of x, and "
-            "not together with seq_idx");
+  if (initial_states)
+    checks.fits(*initial_states, "initial_states", {b, d, before}, x.scalar_type());
+  ZOO_CHECK(!seq_idx || !initial_states, op, ": seq_idx and initial_states exclude each other");
   return {
-      .dtype = dtype_of(x),
+      .dtype = dtype_of(op, "x", x),
       .batch = b,
       .dim = d,
       .length = l,
@@ -59,7 +59,8 @@ ConvProblem problem_of(const Tensor& x, const Tensor& weight, const Optional& bi
       .x = signal_of(x),
       .weight = weight.data_ptr(),
       .bias = bias ? bias->data_ptr() : nullptr,
-      .seq_idx = seq_idx ? static_cast<const int32_t*>(seq_idx->data_ptr()) : nullptr,
+      .seq_idx = static_cast<const int32_t*>(
+          checks.plain(seq_idx, "seq_idx", {b, l}, ScalarType::Int)),
       .initial_states = initial_states ? signal_of(*initial_states) : ConvSignal{},
   };
 }
@@ -70,7 +71,7 @@ void check(bool done) { ZOO_CHECK(done, "no memory for causal_conv1d"); }
 
 Tensor causal_conv1d(const Tensor& x, const Tensor& weight, const Optional& bias,
                      const Optional& seq_idx, const Optional& initial_states, bool silu) {
-  const ConvProblem problem = problem_of(x, weight, bias, seq_idx, initial_states, silu);
+  const ConvProblem problem = problem_of("causal_conv1d", x, weight, bias, seq_idx, initial_states, silu);
   Tensor out = empty_like_signal(x);
   const ConvForward call{problem, signal_of(out)};
   if (problem.batch == 0) return out;
@@ -86,12 +87,12 @@ Tensor causal_conv1d(const Tensor& x, const Tensor& weight, const Optional& bias
 std::tuple<Tensor, Tensor, Tensor, Tensor> causal_conv1d_backward(
     const Tensor& dout, const Tensor& x, const Tensor& weight, const Optional& bias,
     const Optional& seq_idx, const Optional& initial_states, bool silu) {
-  ConvBackward call{.problem = problem_of(x, weight, bias, seq_idx, initial_states, silu)};
+  constexpr const char* op = "causal_conv1d_backward";
+  ConvBackward call{.problem = problem_of(op, x, weight, bias, seq_idx, initial_states, silu)};
   const ConvProblem& p = call.problem;
-  ZOO_CHECK(dout.dim() == 3 && dout.size(0) == p.batch && dout.size(1) == p.dim &&
-                dout.size(2) == p.length && dout.scalar_type() == x.scalar_type() &&
-                (by_rows(x) ? dout.stride(2) == 1 : dout.stride(1) == 1),
-            "causal_conv1d: the gradient must have the shape, dtype and layout of x");
+  Checks(op, "x", x).fits(dout, "dout", {p.batch, p.dim, p.length}, x.scalar_type());
+  ZOO_CHECK(by_rows(x) ? by_rows(dout) : dout.stride(1) == 1, op,
+            ": dout must have stride 1 where x has it");
   const ScalarType compute = weight.scalar_type();
   Tensor dx = empty_like_signal(x);
   Tensor dweight = new_zeros(x, {p.dim, p.width}, compute);
@@ -119,20 +120,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> causal_conv1d_backward(
 
 Tensor causal_conv1d_update(const Tensor& x, const Tensor& conv_state, const Tensor& weight,
                             const Optional& bias, const Optional& cache_seqlens, bool silu) {
-  ZOO_CHECK(x.dim() == 3, "causal_conv1d_update: x must be [batch, dim, length]");
-  check_parameters(x, weight, bias);
+  constexpr const char* op = "causal_conv1d_update";
+  check_signal(op, x);
+  const Checks checks(op, "x", x);
+  check_parameters(checks, op, x, weight, bias);
   const int64_t b = x.size(0), d = x.size(1), l = x.size(2);
-  ZOO_CHECK(conv_state.dim() == 3 && conv_state.size(0) == b && conv_state.size(1) == d &&
-                conv_state.size(2) >= weight.size(1) - 1 &&
-                conv_state.scalar_type() == x.scalar_type(),
-            "causal_conv1d_update: conv_state must be [batch, dim, >= width - 1] in the dtype of x");
-  ZOO_CHECK(!cache_seqlens ||
-                (cache_seqlens->dim() == 1 && cache_seqlens->size(0) == b &&
-                 cache_seqlens->scalar_type() == ScalarType::Int && cache_seqlens->is_contiguous()),
-            "causal_conv1d_update: cache_seqlens must be int32 [batch], contiguous");
+  checks.fits(conv_state, "conv_state", {b, d, kAnySize}, x.scalar_type());
+  ZOO_CHECK(conv_state.size(2) >= weight.size(1) - 1, op, ": conv_state is ", text_of(conv_state),
+            ", but must hold ", weight.size(1) - 1, " inputs at least");
+  checks.counts("a state", conv_state.size(2));
+  const void* const positions = checks.plain(cache_seqlens, "cache_seqlens", {b}, ScalarType::Int);
+  checks.will_change(conv_state, "conv_state",
+                     {&x, &weight, address_of(bias), address_of(cache_seqlens)});
   Tensor out = new_empty(x, {b, d, l}, x.scalar_type());
   const ConvUpdate call{
-      .dtype = dtype_of(x),
+      .dtype = dtype_of(op, "x", x),
       .batch = b,
       .dim = d,
       .length = l,
@@ -144,8 +146,7 @@ Tensor causal_conv1d_update(const Tensor& x, const Tensor& conv_state, const Ten
       .out = signal_of(out),
       .weight = weight.data_ptr(),
       .bias = bias ? bias->data_ptr() : nullptr,
-      .cache_seqlens =
-          cache_seqlens ? static_cast<const int32_t*>(cache_seqlens->data_ptr()) : nullptr,
+      .cache_seqlens = static_cast<const int32_t*>(positions),
   };
   if (b == 0) return out;
 #ifdef ZOO_CUDA

@@ -11,6 +11,8 @@
 
 namespace zoo {
 
+constexpr int kConvMostTaps = 64;  // MAX_WIDTH in Python
+
 // [batch, channel, step] in the dtype of the problem.
 struct ConvSignal {
   void* data;
@@ -20,7 +22,7 @@ struct ConvSignal {
 struct ConvProblem {
   DType dtype;
   int64_t batch, dim, length;
-  int width;  // 2 to 4
+  int width;  // 1 to kConvMostTaps
   bool silu;
   ConvSignal x;             // stride 1 along steps or along channels
   const void* weight;       // [dim, width], accumulator, contiguous

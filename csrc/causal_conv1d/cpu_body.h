@@ -15,7 +15,8 @@ bool dispatch(DType dtype, int width, const F& f) {
     switch (width) {
       case 2: return f.template operator()<V, T, 2>();
       case 3: return f.template operator()<V, T, 3>();
-      default: return f.template operator()<V, T, 4>();
+      case 4: return f.template operator()<V, T, 4>();
+      default: return f.template operator()<V, T, 0>();  // any width
     }
   };
   switch (dtype) {
@@ -69,14 +70,16 @@ bool backward_by_columns(const ConvBackward& call, const Threads& threads) {
 template <class V, class T, int kWidth>
 void update(const ConvUpdate& call, int64_t b, int64_t c, int lanes, typename V::Scalar* scratch) {
   using S = typename V::Scalar;
-  constexpr int W = V::kSize, kBefore = kWidth - 1;
+  constexpr int W = V::kSize;
+  const Width<kWidth> taps(call.width);
+  const int width = taps.width(), before = taps.before();
   const int64_t size = call.size, length = call.length;
-  S *const weight = scratch, *const line = weight + kWidth * W, *const state = line + kBefore * W,
+  S *const weight = scratch, *const line = weight + width * W, *const state = line + before * W,
     *const out = state + (size + length) * W;
   const auto at = [&](const ConvSignal& s) {
     return static_cast<T*>(s.data) + b * s.batch + c * s.channel;
   };
-  load_tile<V>(weight, static_cast<const S*>(call.weight) + c * kWidth, kWidth, 1, lanes, kWidth);
+  load_tile<V>(weight, static_cast<const S*>(call.weight) + c * width, width, 1, lanes, width);
   // The inputs in the order of time: `size` old ones, then x.
   load_tile<V>(state, at(call.state), call.state.channel, call.state.step, lanes,
                static_cast<int>(size));
@@ -85,14 +88,14 @@ void update(const ConvUpdate& call, int64_t b, int64_t c, int lanes, typename V:
   const int64_t start = call.cache_seqlens ? call.cache_seqlens[b] : 0;
   const auto slot = [&](int64_t t) { return ((start + t) % size + size) % size; };
   if (call.cache_seqlens) {
-    for (int j = 0; j < kBefore; j++) store(line + j * W, load(state + slot(j - kBefore) * W));
+    for (int j = 0; j < before; j++) store(line + j * W, load(state + slot(j - before) * W));
   }
   const V bias = call.bias ? load(static_cast<const S*>(call.bias) + c, lanes) : V::set(0);
   for (int64_t t = 0; t < length; t++) {
     V y = bias;
-    for (int k = 0; k < kWidth; k++) {
-      const int64_t from = t - kBefore + k;
-      const S* const input = from < 0 && call.cache_seqlens ? line + (from + kBefore) * W
+    for (int k = 0; k < width; k++) {
+      const int64_t from = t - before + k;
+      const S* const input = from < 0 && call.cache_seqlens ? line + (from + before) * W
                                                             : state + (size + from) * W;
       y = fma(load(weight + k * W), load(input), y);
     }
@@ -140,7 +143,7 @@ bool causal_conv1d_update(const ConvUpdate& call, const Threads& threads) {
     const int64_t blocks = (call.dim + W - 1) / W;
     bool done = true;
     threads(call.batch * blocks, [&](int64_t begin, int64_t end) {
-      const int64_t steps = 2 * kWidth + call.size + 2 * call.length;
+      const int64_t steps = 2 * call.width + call.size + 2 * call.length;
       Arena arena;
       arena.take<S>(steps * W);
       if (!arena.allocate()) {

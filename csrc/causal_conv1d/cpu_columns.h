@@ -7,22 +7,23 @@
 namespace zoo::ZOO_CPU::conv {
 
 template <class V, class T, int kWidth>
-class Columns {
+class Columns : Width<kWidth> {
   using S = typename V::Scalar;
+  using Width<kWidth>::kMost, Width<kWidth>::width, Width<kWidth>::before;
   static constexpr int W = V::kSize;
-  static constexpr int kBefore = kWidth - 1;
 
  public:
-  Columns(Arena& arena, const ConvProblem& p) : p_(p), padded_((p.dim + W - 1) / W * W) {
-    weight_ = arena.take<S>(kWidth * padded_);
+  Columns(Arena& arena, const ConvProblem& p)
+      : Width<kWidth>(p.width), p_(p), padded_((p.dim + W - 1) / W * W) {
+    weight_ = arena.take<S>(width() * padded_);
     bias_ = arena.take<S>(padded_);
-    initial_ = arena.take<S>(kBefore * padded_);
-    ring_ = arena.take<S>(kWidth * padded_);
-    line_ = arena.take<S>(kWidth * W);
+    initial_ = arena.take<S>(before() * padded_);
+    ring_ = arena.take<S>(width() * padded_);
+    line_ = arena.take<S>(width() * W);
   }
 
-  // Scratch for the sums that a part of the backward pass leaves: [kWidth + 1][padded].
-  int64_t sums_size() const { return (kWidth + 1) * padded_; }
+  // Scratch for the sums that a part of the backward pass leaves: [width + 1][padded].
+  int64_t sums_size() const { return (width() + 1) * padded_; }
 
   // Steps begin to end, counted through all batch entries.
   void forward(const ConvForward& call, int64_t begin, int64_t end) {
@@ -48,15 +49,15 @@ class Columns {
     memset(sums, 0, sums_size() * sizeof(S));
     for_entries(begin, end, [&](int64_t b, int64_t first, int64_t last) {
       load_initial(b);
-      memset(ring_, 0, kWidth * padded_ * sizeof(S));
-      // The gradient of step t before the activation reaches back to the input of step t - kBefore.
-      for (int64_t t = first; t < last + kBefore; t++) {
+      memset(ring_, 0, width() * padded_ * sizeof(S));
+      // The gradient of step t before the activation reaches back to the input of step t - before().
+      for (int64_t t = first; t < last + before(); t++) {
         gradient(call, b, t, t < last ? sums : nullptr);
-        const int64_t s = t - kBefore;
+        const int64_t s = t - before();
         if (s >= first) {
           input_gradient(call.dx, b, s, s);
         } else if (first == 0 && call.dinitial_states.data) {
-          input_gradient(call.dinitial_states, b, s, s + kBefore);
+          input_gradient(call.dinitial_states, b, s, s + before());
         }
       }
     });
@@ -68,17 +69,17 @@ class Columns {
     for (int64_t part = 1; part < parts; part++) {
       for (int64_t i = 0; i < sums_size(); i++) sums[i] += sums[part * sums_size() + i];
     }
-    for (int k = 0; k < kWidth; k++) {
-      for (int64_t c = 0; c < p_.dim; c++) dweight[c * kWidth + k] = sums[k * padded_ + c];
+    for (int k = 0; k < width(); k++) {
+      for (int64_t c = 0; c < p_.dim; c++) dweight[c * width() + k] = sums[k * padded_ + c];
     }
-    if (call.dbias) memcpy(call.dbias, sums + kWidth * padded_, p_.dim * sizeof(S));
+    if (call.dbias) memcpy(call.dbias, sums + width() * padded_, p_.dim * sizeof(S));
   }
 
  private:
   // Inputs of one output: from x, from the initial states, or none.
   struct Taps {
-    const T* x[kWidth];
-    const S* initial[kWidth];
+    const T* x[kMost];
+    const S* initial[kMost];
     bool all_x;
   };
 
@@ -107,8 +108,8 @@ class Columns {
 
   void load_parameters() {
     for_channels([&](int64_t c, int n) {
-      load_tile<V>(line_, static_cast<const S*>(p_.weight) + c * kWidth, kWidth, 1, n, kWidth);
-      for (int k = 0; k < kWidth; k++) store(weight_ + k * padded_ + c, load(line_ + k * W));
+      load_tile<V>(line_, static_cast<const S*>(p_.weight) + c * width(), width(), 1, n, width());
+      for (int k = 0; k < width(); k++) store(weight_ + k * padded_ + c, load(line_ + k * W));
       store(bias_ + c, p_.bias ? load(static_cast<const S*>(p_.bias) + c, n) : V::set(0));
     });
   }
@@ -118,8 +119,8 @@ class Columns {
     if (!from.data) return;
     for_channels([&](int64_t c, int n) {
       load_tile<V>(line_, static_cast<const T*>(from.data) + b * from.batch + c * from.channel,
-                   from.channel, from.step, n, kBefore);
-      for (int k = 0; k < kBefore; k++) store(initial_ + k * padded_ + c, load(line_ + k * W));
+                   from.channel, from.step, n, before());
+      for (int k = 0; k < before(); k++) store(initial_ + k * padded_ + c, load(line_ + k * W));
     });
   }
 
@@ -131,15 +132,17 @@ class Columns {
   }
 
   Taps taps_of(int64_t b, int64_t t) const {
-    Taps taps{};
+    Taps taps;
     taps.all_x = true;
-    for (int k = 0; k < kWidth; k++) {
-      const int64_t from = t - kBefore + k;
+    for (int k = 0; k < width(); k++) {
+      taps.x[k] = nullptr;
+      taps.initial[k] = nullptr;
+      const int64_t from = t - before() + k;
       if (connected(b, t, from)) {
         if (from >= 0) {
           taps.x[k] = column<const T>(p_.x, b, from);
         } else if (p_.initial_states.data) {
-          taps.initial[k] = initial_ + (from + kBefore) * padded_;
+          taps.initial[k] = initial_ + (from + before()) * padded_;
         }
       }
       taps.all_x = taps.all_x && taps.x[k];
@@ -155,15 +158,15 @@ class Columns {
   ZOO_INLINE V convolve(const Taps& taps, int64_t c, int n) const {
     V y = load(bias_ + c);
     if (taps.all_x && n == W) {
-      for (int k = 0; k < kWidth; k++) y = fma(load(weight_ + k * padded_ + c), load(taps.x[k] + c), y);
+      for (int k = 0; k < width(); k++) y = fma(load(weight_ + k * padded_ + c), load(taps.x[k] + c), y);
     } else {
-      for (int k = 0; k < kWidth; k++)
+      for (int k = 0; k < width(); k++)
         y = fma(load(weight_ + k * padded_ + c), input(taps, k, c, n), y);
     }
     return y;
   }
 
-  S* ring(int64_t t) const { return ring_ + (t + kWidth) % kWidth * padded_; }
+  S* ring(int64_t t) const { return ring_ + (t + width()) % width() * padded_; }
 
   // Gradient of step t before the activation, into the ring; its part of the sums, if wanted.
   void gradient(const ConvBackward& call, int64_t b, int64_t t, S* sums) {
@@ -179,28 +182,27 @@ class Columns {
       if (p_.silu) v = v * silu_slope(convolve(taps, c, n));
       store(g + c, v);
       if (!sums) return;
-      for (int k = 0; k < kWidth; k++) {
+      for (int k = 0; k < width(); k++) {
         S* const sum = sums + k * padded_ + c;
         store(sum, fma(v, input(taps, k, c, n), load(sum)));
       }
-      S* const sum = sums + kWidth * padded_ + c;
+      S* const sum = sums + width() * padded_ + c;
       store(sum, load(sum) + v);
     });
   }
 
   // Gradient of the input of step s (negative: an initial state), from the ring to step `at` of `to`.
   void input_gradient(const ConvSignal& to, int64_t b, int64_t s, int64_t at) const {
-    bool used[kWidth];
-    for (int k = 0; k < kWidth; k++) {
-      const int64_t t = s + kBefore - k;
-      used[k] = t >= 0 && t < p_.length && connected(b, t, s);
+    const S* g[kMost];  // null where a tap is not used
+    for (int k = 0; k < width(); k++) {
+      const int64_t t = s + before() - k;
+      g[k] = t >= 0 && t < p_.length && connected(b, t, s) ? ring(t) : nullptr;
     }
     T* const row = static_cast<T*>(to.data) + b * to.batch + at * to.step;
     for_channels([&](int64_t c, int n) {
       V v = V::set(0);
-      for (int k = 0; k < kWidth; k++) {
-        if (used[k])
-          v = fma(load(weight_ + k * padded_ + c), load(ring(s + kBefore - k) + c), v);
+      for (int k = 0; k < width(); k++) {
+        if (g[k]) v = fma(load(weight_ + k * padded_ + c), load(g[k] + c), v);
       }
       if (to.channel == 1) {
         n == W ? store(row + c, v) : store(row + c, v, n);

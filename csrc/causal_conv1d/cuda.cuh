@@ -119,7 +119,7 @@ struct Rows {
   }
   dim3 grid() const {
     const int64_t of_block = kThreads / lanes;
-    return dim3{static_cast<unsigned>((rows + of_block - 1) / of_block * parts), 1, 1};
+    return grid_of((rows + of_block - 1) / of_block * parts);
   }
 };
 
@@ -175,7 +175,7 @@ struct Columns {
     parts = static_cast<int>((turns + turns_of_part - 1) / turns_of_part);
   }
   dim3 grid(int batch) const {
-    return dim3{static_cast<unsigned>(int64_t{1} * channel_blocks * parts * batch), 1, 1};
+    return grid_of(int64_t{1} * channel_blocks * parts * batch);
   }
 };
 
@@ -267,5 +267,12 @@ cudaError_t with_width(int width, const F& f) {
       return cudaErrorInvalidValue;
   }
 }
+
+// The kernels for all other widths (cuda_wide.cu).
+inline bool is_wide(int width) { return width < 2 || width > 4; }
+int64_t wide_workspace(const ConvBackward& call);
+cudaError_t forward_wide(const ConvForward& call, void* stream);
+cudaError_t backward_wide(const ConvBackward& call, void* workspace, void* stream);
+cudaError_t update_wide(const ConvUpdate& call, void* stream);
 
 }  // namespace zoo::cuda::conv

@@ -260,6 +260,7 @@ cudaError_t backward(const ConvBackward& call, void* workspace, void* stream) {
 }  // namespace conv
 
 int64_t causal_conv1d_workspace(const ConvBackward& call) {
+  if (conv::is_wide(call.problem.width)) return conv::wide_workspace(call);
   return with_type(call.problem.dtype, [&](auto t) {
     return conv::BackwardScratch<decltype(t)>(call.problem, nullptr).bytes;
   });
@@ -267,6 +268,8 @@ int64_t causal_conv1d_workspace(const ConvBackward& call) {
 
 const char* causal_conv1d_backward(const ConvBackward& call, void* workspace, void* stream) {
   if (call.problem.batch == 0) return nullptr;
+  if (conv::is_wide(call.problem.width))
+    return message(conv::backward_wide(call, workspace, stream));
   return message(with_type(call.problem.dtype, [&](auto t) {
     return conv::with_width(call.problem.width, [&](auto width) {
       return conv::backward<decltype(t), decltype(width)::value>(call, workspace, stream);

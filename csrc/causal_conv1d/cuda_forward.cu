@@ -146,6 +146,7 @@ cudaError_t update(const ConvUpdate& call, void* stream) {
 
 const char* causal_conv1d_forward(const ConvForward& call, void* stream) {
   if (call.problem.batch == 0) return nullptr;
+  if (conv::is_wide(call.problem.width)) return message(conv::forward_wide(call, stream));
   return message(with_type(call.problem.dtype, [&](auto t) {
     return conv::with_width(call.problem.width, [&](auto width) {
       return conv::forward<decltype(t), decltype(width)::value>(call, stream);
@@ -155,6 +156,7 @@ const char* causal_conv1d_forward(const ConvForward& call, void* stream) {
 
 const char* causal_conv1d_update(const ConvUpdate& call, void* stream) {
   if (call.batch == 0) return nullptr;
+  if (conv::is_wide(call.width)) return message(conv::update_wide(call, stream));
   return message(with_type(call.dtype, [&](auto t) {
     return conv::with_width(call.width, [&](auto width) {
       return conv::update<decltype(t), decltype(width)::value>(call, stream);

@@ -5,11 +5,30 @@
 
 #include <cstdint>
 #include <optional>
+#include <sstream>
+#include <stdexcept>
 #include <tuple>
 #include <vector>
 
 #include "common/dtype.h"
 #include "common/threads.h"
+
+// A RuntimeError in Python; PyTorch's own macros would add the place in this code, which is no user's affair.
+#define ZOO_CHECK(condition, ...)                                \
+  do {                                                          \
+    if (!(condition)) [[unlikely]] ::zoo::refuse(__VA_ARGS__);  \
+  } while (false)
+
+namespace zoo {
+
+template <class... Parts>
+[[noreturn]] void refuse(const Parts&... parts) {
+  std::ostringstream message;
+  (message << ... << parts);
+  throw std::runtime_error(message.str());
+}
+
+}  // namespace zoo
 
 #ifdef TORCH_TARGET_VERSION
 
@@ -24,7 +43,6 @@
 #define ZOO_LIBRARY_FRAGMENT(m) STABLE_TORCH_LIBRARY_FRAGMENT(zoo, m)
 #define ZOO_LIBRARY_IMPL(device, m) STABLE_TORCH_LIBRARY_IMPL(zoo, device, m)
 #define ZOO_BOX(f) TORCH_BOX(&f)
-#define ZOO_CHECK(...) STD_TORCH_CHECK(__VA_ARGS__)
 
 namespace zoo {
 
@@ -40,8 +58,47 @@ inline Tensor new_zeros(const Tensor& like, const std::vector<int64_t>& sizes, S
   return torch::stable::new_zeros(like, sizes, dtype);
 }
 
-inline Tensor transposed(const Tensor& t, int64_t a, int64_t b) {
-  return torch::stable::transpose(t, a, b);
+inline int32_t device_type(const Tensor& t) {
+  int32_t type = -1;
+  aoti_torch_get_device_type(t.get(), &type);
+  return type;
+}
+
+inline int64_t storage_bytes(const Tensor& t) {
+  int64_t size = 0;
+  aoti_torch_get_storage_size(t.get(), &size);
+  return size;
+}
+
+// Not by way of a view: autograd would not let such an output be changed in place.
+inline Tensor new_empty_strided(const Tensor& like, const std::vector<int64_t>& sizes,
+                                const std::vector<int64_t>& strides) {
+  int32_t dtype = 0;
+  AtenTensorHandle handle = nullptr;
+  const bool done = aoti_torch_get_dtype(like.get(), &dtype) == 0 &&
+                    aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
+                                             strides.data(), dtype, device_type(like),
+                                             like.get_device(), &handle) == 0;
+  ZOO_CHECK(done, "no memory for a result");
+  return Tensor(handle);
+}
+
+inline bool grad_mode() { return aoti_torch_grad_mode_is_enabled(); }
+
+// Whether it has come out of something that autograd has recorded.
+inline bool has_history(const Tensor& t) {
+  StableIValue stack[] = {torch::stable::detail::from(t)};
+  ZOO_CHECK(torch_call_dispatcher("aten::is_leaf", "", stack, TORCH_ABI_VERSION) == 0,
+            "PyTorch does not say whether a tensor is a leaf");
+  return !torch::stable::detail::to<bool>(stack[0]);
+}
+
+// Autograd learns that `t` changes, from an in-place operation on none of its elements, which also refuses
+// a leaf that requires a gradient.
+inline void bump_version(const Tensor& t) {
+  Tensor whole = t;
+  Tensor nothing = torch::stable::narrow(whole, 0, 0, 0);
+  torch::stable::zero_(nothing);
 }
 
 // f(begin, end) on PyTorch's own threads.
@@ -58,15 +115,16 @@ inline int64_t num_threads() { return torch::stable::get_num_threads(); }
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/empty_strided.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #define ZOO_LIBRARY_FRAGMENT(m) TORCH_LIBRARY_FRAGMENT(zoo, m)
 #define ZOO_LIBRARY_IMPL(device, m) TORCH_LIBRARY_IMPL(zoo, device, m)
 #define ZOO_BOX(f) &f
-#define ZOO_CHECK(...) TORCH_CHECK(__VA_ARGS__)
 
 namespace zoo {
 
@@ -82,7 +140,17 @@ inline Tensor new_zeros(const Tensor& like, const std::vector<int64_t>& sizes, S
   return at::zeros(sizes, like.options().dtype(dtype));
 }
 
-inline Tensor transposed(const Tensor& t, int64_t a, int64_t b) { return t.transpose(a, b); }
+inline Tensor new_empty_strided(const Tensor& like, const std::vector<int64_t>& sizes,
+                                const std::vector<int64_t>& strides) {
+  return at::empty_strided(sizes, strides, like.options());
+}
+
+inline int64_t device_type(const Tensor& t) { return static_cast<int64_t>(t.device().type()); }
+inline int64_t storage_bytes(const Tensor& t) { return static_cast<int64_t>(t.storage().nbytes()); }
+
+inline bool grad_mode() { return at::GradMode::is_enabled(); }
+inline bool has_history(const Tensor& t) { return !t.is_leaf(); }
+inline void bump_version(const Tensor& t) { t.narrow(0, 0, 0).zero_(); }
 
 // f(begin, end) on PyTorch's own threads.
 template <class F>
@@ -105,13 +173,15 @@ inline Threads threads() {
           }};
 }
 
-inline DType dtype_of(const Tensor& t) {
+inline DType dtype_of(const char* op, const char* name, const Tensor& t) {
   switch (t.scalar_type()) {
     case ScalarType::Float: return DType::kFloat32;
     case ScalarType::BFloat16: return DType::kBFloat16;
     case ScalarType::Half: return DType::kFloat16;
     case ScalarType::Double: return DType::kFloat64;
-    default: ZOO_CHECK(false, "expected float32, bfloat16, float16 or float64"); return DType{};
+    default:
+      ZOO_CHECK(false, op, ": ", name, " must be float32, bfloat16, float16 or float64");
+      return DType{};
   }
 }
 

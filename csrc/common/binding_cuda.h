@@ -10,6 +10,8 @@
 
 namespace zoo {
 
+inline bool is_on_kernels_device(const Tensor& t) { return t.is_cuda(); }
+
 // While it lives, the device of `t` is the current one; `stream` is that device's current stream.
 class OnDevice {
  public:
@@ -36,6 +38,14 @@ class OnDevice {
 // `error`: what a launcher returned.
 inline void check_cuda(const char* op, const char* error) {
   ZOO_CHECK(error == nullptr, op, ": CUDA says '", error ? error : "", "'");
+}
+
+inline Tensor on_cpu(const Tensor& t) {
+#ifdef TORCH_TARGET_VERSION
+  return torch::stable::to(t, torch::stable::Device(torch::headeronly::DeviceType::CPU));
+#else
+  return t.cpu();
+#endif
 }
 
 // Scratch memory, from PyTorch's allocator, for as long as the tensor lives (on its stream: longer).

@@ -33,6 +33,13 @@ cudaError_t launch(void (*kernel)(P...), dim3 grid, int threads, size_t shared_b
   return cudaLaunchKernelEx(&config, kernel, std::forward<A>(args)...);
 }
 
+// More blocks than CUDA can count become none at all, which the launch refuses.
+inline dim3 grid_of(int64_t x, int64_t y = 1) {
+  constexpr int64_t kMostX = 0x7fffffff, kMostY = 65535;
+  const bool fits = x <= kMostX && y <= kMostY;
+  return dim3{fits ? static_cast<unsigned>(x) : 0, fits ? static_cast<unsigned>(y) : 0, 1};
+}
+
 inline int multiprocessors() {
   int device = 0, count = 1;
   cudaGetDevice(&device);
@@ -184,7 +191,7 @@ __global__ void sum_rows_kernel(const In* in, Out* out, int64_t rows, int64_t co
 constexpr int kSumThreads = 128;
 
 inline dim3 blocks_for(int64_t items, int threads) {
-  return dim3{static_cast<unsigned>((items + threads - 1) / threads), 1, 1};
+  return grid_of((items + threads - 1) / threads);
 }
 
 template <class In, class Out>

@@ -190,7 +190,7 @@ Shape describe(const CrossScan& call) {
 
 dim3 grid(const Shape& s) {
   const int64_t plane_tiles = (s.all_planes + s.planes.divisor - 1) / s.planes.divisor;
-  return dim3{static_cast<unsigned>(plane_tiles * s.row_tiles * s.column_tiles), 1, 1};
+  return grid_of(plane_tiles * s.row_tiles * s.column_tiles);
 }
 
 template <class T>

@@ -1,101 +1,86 @@
 // Checks the tensors of the selective scan and hands them to the kernels. The messages for users come
-// from zoo/ops/selective_scan.py; these checks only keep the kernels from reading what is not there.
-#include "common/binding.h"
+// from zoo/ops/selective_scan.py.
+#include "common/checks.h"
 #include "selective_scan/selective_scan.h"
-#ifdef ZOO_CUDA
-#include "common/binding_cuda.h"
-#endif
 
 namespace zoo {
 namespace {
 
-using Optional = std::optional<Tensor>;
+// The arguments of one call, seen from u and A.
+struct Arguments {
+  const char* op;
+  const Tensor &u, &A;
+  Checks checks;
+  ScalarType dtype;  // of the state
 
-ScalarType accumulator(const Tensor& u) {
-  return u.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
+  Arguments(const char* op, const Tensor& u, const Tensor& A)
+      : op(op), u(u), A(A), checks(op, "u", u), dtype(accumulator_of(u)) {
+    dtype_of(op, "u", u);
+    ZOO_CHECK(u.dim() == 3, op, ": u is ", text_of(u), ", expected [batch, dim, length]");
+    ZOO_CHECK(A.dim() == 2, op, ": A is ", text_of(A), ", expected [dim, state]");
+    checks.not_empty(u, "u", {1, 2});
+    checks.not_empty(A, "A", {1});
+    checks.counts("a length", u.size(2));
+    checks.counts("a state", A.size(1));
+  }
 
-void check_shape(const Tensor& t, const std::vector<int64_t>& shape, const char* name) {
-  bool equal = t.dim() == static_cast<int64_t>(shape.size());
-  for (size_t i = 0; equal && i < shape.size(); i++) equal = t.size(i) == shape[i];
-  ZOO_CHECK(equal, "selective_scan: ", name, " has the wrong shape");
-}
+  // [batch, dim, length] in the dtype of u.
+  ScanSequence sequence(const Optional& t, const char* name) const {
+    if (!t) return {nullptr, 0, 0, 0};
+    checks.fits(*t, name, {u.size(0), u.size(1), u.size(2)}, u.scalar_type());
+    return {t->mutable_data_ptr(), t->stride(0), t->stride(1), t->stride(2)};
+  }
 
-void check_device(const Tensor& t, const Tensor& u, const char* name) {
-  ZOO_CHECK(t.is_cpu() == u.is_cpu() && t.get_device() == u.get_device(), "selective_scan: ", name,
-            " is on another device than u");
-}
+  ScanProjection projection(const Tensor& m, const char* name) const {
+    if (m.dim() == 2)
+      return {checks.plain(m, name, {A.size(0), A.size(1)}, dtype), true, 0, 0, 0, 0};
+    checks.fits(m, name, {u.size(0), kAnySize, A.size(1), u.size(2)}, u.scalar_type());
+    ZOO_CHECK(m.size(1) > 0 && u.size(1) % m.size(1) == 0, op, ": ", name, " is ", text_of(m),
+              ", whose groups do not divide the ", u.size(1), " channels");
+    return {m.mutable_data_ptr(), false, m.stride(0), m.stride(1), m.stride(2), m.stride(3)};
+  }
+};
 
-// [batch, dim, length] in the dtype of u.
-ScanSequence sequence(const Optional& t, const Tensor& u, const char* name) {
-  if (!t) return {nullptr, 0, 0, 0};
-  check_shape(*t, {u.size(0), u.size(1), u.size(2)}, name);
-  check_device(*t, u, name);
-  ZOO_CHECK(t->scalar_type() == u.scalar_type(), "selective_scan: ", name,
-            " has another dtype than u");
-  return {t->mutable_data_ptr(), t->stride(0), t->stride(1), t->stride(2)};
-}
-
-// Contiguous, in the given dtype.
-void* plain(const Optional& t, const Tensor& u, const std::vector<int64_t>& shape, ScalarType dtype,
-            const char* name) {
-  if (!t) return nullptr;
-  check_shape(*t, shape, name);
-  check_device(*t, u, name);
-  ZOO_CHECK(t->is_contiguous() && t->scalar_type() == dtype, "selective_scan: ", name,
-            " must be contiguous and in the dtype of the state");
-  return t->mutable_data_ptr();
-}
-
-ScanProjection projection(const Tensor& m, const Tensor& u, const Tensor& A, const char* name) {
-  if (m.dim() == 2)
-    return {plain(m, u, {A.size(0), A.size(1)}, accumulator(u), name), true, 0, 0, 0, 0};
-  ZOO_CHECK(m.dim() == 4 && m.size(1) > 0 && u.size(1) % m.size(1) == 0, "selective_scan: ", name,
-            " must be [dim, state] or [batch, groups, state, length]");
-  check_shape(m, {u.size(0), m.size(1), A.size(1), u.size(2)}, name);
-  check_device(m, u, name);
-  ZOO_CHECK(m.scalar_type() == u.scalar_type(), "selective_scan: ", name,
-            " has another dtype than u");
-  return {m.mutable_data_ptr(), false, m.stride(0), m.stride(1), m.stride(2), m.stride(3)};
-}
-
-ScanProblem problem(const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B,
-                    const Tensor& C, const Optional& D, const Optional& z,
-                    const Optional& delta_bias, const Optional& initial_state,
-                    const Optional& reset, bool delta_softplus, bool reverse) {
-  ZOO_CHECK(u.dim() == 3 && A.dim() == 2 && u.size(1) > 0 && u.size(2) > 0 && A.size(1) > 0,
-            "selective_scan: u must be [batch, dim, length] and A [dim, state], none of them empty");
-  const int64_t batch = u.size(0), dim = u.size(1), length = u.size(2), state = A.size(1);
-  const ScalarType dtype = accumulator(u);
+ScanProblem problem(const Arguments& a, const Tensor& delta, const Tensor& B, const Tensor& C,
+                    const Optional& D, const Optional& z, const Optional& delta_bias,
+                    const Optional& initial_state, const Optional& reset, bool delta_softplus,
+                    bool reverse) {
+  const Tensor& u = a.u;
+  const int64_t batch = u.size(0), dim = u.size(1), length = u.size(2), state = a.A.size(1);
   ScanProblem p{};
-  p.dtype = dtype_of(u);
+  p.dtype = dtype_of(a.op, "u", u);
   p.batch = batch;
   p.dim = dim;
   p.length = length;
   p.state = state;
   p.softplus = delta_softplus;
   p.reverse = reverse;
-  p.u = sequence(u, u, "u");
-  p.delta = sequence(delta, u, "delta");
-  p.z = sequence(z, u, "z");
-  p.A = plain(A, u, {dim, state}, dtype, "A");
-  p.B = projection(B, u, A, "B");
-  p.C = projection(C, u, A, "C");
+  p.u = a.sequence(u, "u");
+  p.delta = a.sequence(delta, "delta");
+  p.z = a.sequence(z, "z");
+  p.A = a.checks.plain(a.A, "A", {dim, state}, a.dtype);
+  p.B = a.projection(B, "B");
+  p.C = a.projection(C, "C");
   p.groups = !p.B.constant ? B.size(1) : !p.C.constant ? C.size(1) : 1;
-  ZOO_CHECK(p.B.constant || p.C.constant || C.size(1) == p.groups,
-            "selective_scan: B and C differ in their groups");
-  p.D = plain(D, u, {dim}, dtype, "D");
-  p.delta_bias = plain(delta_bias, u, {dim}, dtype, "delta_bias");
-  p.initial_state = plain(initial_state, u, {batch, dim, state}, dtype, "initial_state");
-  p.reset = static_cast<const bool*>(plain(reset, u, {batch, length}, ScalarType::Bool, "reset"));
+  ZOO_CHECK(p.B.constant || p.C.constant || C.size(1) == p.groups, a.op, ": B has ", p.groups,
+            " groups and C ", C.size(1), "; both must have the same");
+  p.D = a.checks.plain(D, "D", {dim}, a.dtype);
+  p.delta_bias = a.checks.plain(delta_bias, "delta_bias", {dim}, a.dtype);
+  p.initial_state = a.checks.plain(initial_state, "initial_state", {batch, dim, state}, a.dtype);
+  p.reset = static_cast<const uint8_t*>(
+      a.checks.plain(reset, "reset", {batch, length}, ScalarType::Bool));
   return p;
 }
 
-// [batch, chunks, dim, state]; nothing if chunk is 0.
-std::vector<int64_t> borders_shape(const ScanProblem& p, int64_t chunk) {
-  if (chunk == 0) return {0};
-  ZOO_CHECK(chunk > 0 && chunk % 32 == 0, "selective_scan: chunk must be a multiple of 32");
-  return {p.batch, (p.length + chunk - 1) / chunk, p.dim, p.state};
+// How many borders there are.
+int64_t chunks_of(const Arguments& a, int64_t chunk) {
+#ifdef ZOO_CUDA
+  ZOO_CHECK(chunk == cuda::kScanChunk, a.op, ": chunk is ", chunk, ", expected ", cuda::kScanChunk);
+#else
+  ZOO_CHECK(chunk >= 32 && chunk <= kScanLongestChunk && chunk % 32 == 0, a.op, ": chunk is ", chunk,
+            ", expected a multiple of 32 up to ", kScanLongestChunk);
+#endif
+  return (a.u.size(2) + chunk - 1) / chunk;
 }
 
 #ifdef ZOO_CUDA
@@ -140,14 +125,17 @@ std::tuple<Tensor, Tensor, Tensor> selective_scan(
     const Optional& D, const Optional& z, const Optional& delta_bias,
     const Optional& initial_state, const Optional& reset, bool delta_softplus, bool reverse,
     int64_t chunk) {
+  const Arguments arguments("selective_scan", u, A);
   ScanForward call{};
-  call.problem = problem(u, delta, A, B, C, D, z, delta_bias, initial_state, reset, delta_softplus,
-                         reverse);
+  call.problem = problem(arguments, delta, B, C, D, z, delta_bias, initial_state, reset,
+                         delta_softplus, reverse);
   const ScanProblem& p = call.problem;
   Tensor out = empty_like(u);
-  Tensor last_state = new_empty(u, {p.batch, p.dim, p.state}, accumulator(u));
-  Tensor borders = new_empty(u, borders_shape(p, chunk), accumulator(u));
-  call.out = sequence(out, u, "out");
+  Tensor last_state = new_empty(u, {p.batch, p.dim, p.state}, arguments.dtype);
+  Tensor borders =
+      chunk == 0 ? new_empty(u, {0}, arguments.dtype)
+                 : new_empty(u, {p.batch, chunks_of(arguments, chunk), p.dim, p.state}, arguments.dtype);
+  call.out = arguments.sequence(out, "out");
   call.last_state = last_state.mutable_data_ptr();
   if (chunk != 0) call.borders = {borders.mutable_data_ptr(), chunk};
   if (p.batch > 0) run(call, u);
@@ -164,16 +152,20 @@ Gradients selective_scan_backward(const Optional& dout, const Optional& dlast_st
                                   const Optional& D, const Optional& z, const Optional& delta_bias,
                                   const Optional& initial_state, const Optional& reset,
                                   bool delta_softplus, bool reverse, int64_t chunk) {
+  const Arguments arguments("selective_scan_backward", u, A);
   ScanBackward call{};
-  call.problem = problem(u, delta, A, B, C, D, z, delta_bias, initial_state, reset, delta_softplus,
-                         reverse);
+  call.problem = problem(arguments, delta, B, C, D, z, delta_bias, initial_state, reset,
+                         delta_softplus, reverse);
   const ScanProblem& p = call.problem;
-  const ScalarType dtype = accumulator(u);
+  const ScalarType dtype = arguments.dtype;
   const std::vector<int64_t> none = {0}, states = {p.batch, p.dim, p.state};
-  ZOO_CHECK(chunk > 0, "selective_scan_backward: the forward pass has saved no borders");
-  call.borders = {plain(borders, u, borders_shape(p, chunk), dtype, "borders"), chunk};
-  call.dout = sequence(dout, u, "dout");
-  call.dlast_state = plain(dlast_state, u, states, dtype, "dlast_state");
+  call.borders = {arguments.checks.plain(
+                      borders, "borders",
+                      {p.batch, chunks_of(arguments, chunk), p.dim, p.state}, dtype),
+                  chunk};
+  call.dout = arguments.sequence(dout, "dout");
+  call.dlast_state =
+      arguments.checks.plain(dlast_state, "dlast_state", {p.batch, p.dim, p.state}, dtype);
 
   Tensor du = empty_like(u), ddelta = empty_like(delta);
   Tensor dz = z ? empty_like(*z) : new_empty(u, none, u.scalar_type());
@@ -188,11 +180,11 @@ Gradients selective_scan_backward(const Optional& dout, const Optional& dlast_st
   Tensor dA = parameter(A), dB = projections(B), dC = projections(C), dD = parameter(D);
   Tensor dbias = parameter(delta_bias);
   Tensor dinitial = new_empty(u, initial_state ? states : none, dtype);
-  call.du = sequence(du, u, "du");
-  call.ddelta = sequence(ddelta, u, "ddelta");
-  if (z) call.dz = sequence(dz, u, "dz");
-  call.dB = projection(dB, u, A, "dB");
-  call.dC = projection(dC, u, A, "dC");
+  call.du = arguments.sequence(du, "du");
+  call.ddelta = arguments.sequence(ddelta, "ddelta");
+  if (z) call.dz = arguments.sequence(dz, "dz");
+  call.dB = arguments.projection(dB, "dB");
+  call.dC = arguments.projection(dC, "dC");
   call.dA = dA.mutable_data_ptr();
   if (D) call.dD = dD.mutable_data_ptr();
   if (delta_bias) call.ddelta_bias = dbias.mutable_data_ptr();

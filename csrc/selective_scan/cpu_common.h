@@ -282,7 +282,7 @@ void load_dy(typename V::Scalar* dy, typename V::Scalar* z, const ScanProblem& p
 template <class F>
 void for_stretches(const ScanProblem& p, int64_t batch, int64_t begin, int steps, const F& f) {
   if (p.reset == nullptr) return f(0, steps, false);
-  const bool* const row = p.reset + batch * p.length;
+  const uint8_t* const row = p.reset + batch * p.length;
   const auto reset = [&](int s) {
     return row[p.reverse ? p.length - 1 - (begin + s) : begin + s];
   };

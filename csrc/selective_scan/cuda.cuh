@@ -60,7 +60,7 @@ struct Problem {
   Sequence<const T> u, delta, z;  // z may be absent
   Projection<T> b, c;
   const F *a, *skip, *bias;  // [channel, state]; [channel], may be absent
-  const bool* reset;         // [batch, position], may be absent
+  const uint8_t* reset;      // [batch, position], may be absent
 
   __host__ __device__ int64_t channels_per_group() const { return channels / groups; }
 };
@@ -157,7 +157,7 @@ template <int kSteps, class T>
 __device__ __forceinline__ unsigned load_resets(const Problem<T>& p, int64_t batch, int64_t first) {
   unsigned bits = 0;
   if (p.reset) {
-    const bool* const row = p.reset + batch * p.length + first;
+    const uint8_t* const row = p.reset + batch * p.length + first;
 #pragma unroll
     for (int i = 0; i < kSteps; ++i)
       if (first + i < p.length && row[i]) bits |= 1u << i;
@@ -299,7 +299,7 @@ Problem<T> describe(const ScanProblem& p) {
 template <class Tile, class T>
 dim3 grid(const Problem<T>& p) {
   const int64_t per_group = blocks_per_group<Tile>(p.channels_per_group());
-  return dim3{static_cast<unsigned>(p.batch * p.chunks * p.groups * per_group), 1, 1};
+  return grid_of(p.batch * p.chunks * p.groups * per_group);
 }
 
 }  // namespace zoo::cuda::scan

@@ -37,7 +37,7 @@ struct ScanProblem {
   const void* D;               // [dim], accumulator, optional
   const void* delta_bias;      // [dim], accumulator, optional
   const void* initial_state;   // [batch, dim, state], accumulator, optional
-  const bool* reset;           // [batch, length], contiguous, optional
+  const uint8_t* reset;        // [batch, length], contiguous, optional; 0: none
 };
 
 // The states at chunk borders, which the forward pass leaves for the backward pass: accumulator
@@ -47,6 +47,8 @@ struct ScanBorders {
   void* data;
   int64_t chunk;
 };
+
+constexpr int64_t kScanLongestChunk = 4096;
 
 struct ScanForward {
   ScanProblem problem;

@@ -1,39 +1,26 @@
 // Checks the tensors of the single step and hands them to the kernels. The messages for users come from
-// zoo/ops/selective_state_update.py; these checks only keep the kernels from reading what is not there.
-#include "common/binding.h"
+// zoo/ops/selective_state_update.py.
+#include "common/checks.h"
 #include "selective_state_update/selective_state_update.h"
-#ifdef ZOO_CUDA
-#include "common/binding_cuda.h"
-#endif
 
 namespace zoo {
 namespace {
 
-using Optional = std::optional<Tensor>;
-
-void check(const Tensor& t, const Tensor& x, const std::vector<int64_t>& shape, ScalarType dtype,
-           const char* name) {
-  bool fits = t.dim() == static_cast<int64_t>(shape.size()) && t.scalar_type() == dtype &&
-              t.is_cpu() == x.is_cpu() && t.get_device() == x.get_device();
-  for (size_t i = 0; fits && i < shape.size(); i++) fits = t.size(i) == shape[i];
-  ZOO_CHECK(fits, "selective_state_update: ", name, " has the wrong shape, dtype or device");
-}
-
 // With the state [batch, head, channel, state]; [batch, dim, state] is taken as heads of one group each.
-struct Sizes {
+struct Arguments {
+  Checks checks;
+  ScalarType dtype, accumulator;  // of the signals, of the parameters
   bool has_heads;
   int64_t batch, heads, head_dim, state;
 
-  std::vector<int64_t> per_channel(bool with_batch, bool with_state) const {
-    std::vector<int64_t> shape;
+  void fits(const Tensor& t, const char* name, bool with_batch, bool with_state,
+            ScalarType dtype) const {
+    Sizes shape = {};
     if (with_batch) shape.push_back(batch);
-    if (has_heads) {
-      shape.insert(shape.end(), {heads, head_dim});
-    } else {
-      shape.push_back(heads * head_dim);
-    }
+    if (has_heads) shape.push_back(heads);
+    shape.push_back(has_heads ? head_dim : heads * head_dim);
     if (with_state) shape.push_back(state);
-    return shape;
+    checks.fits(t, name, shape, dtype);
   }
 
   // Strides of a head and of a channel, where the dimensions of channels begin at `first`.
@@ -41,34 +28,30 @@ struct Sizes {
     if (has_heads) return {t.stride(first), t.stride(first + 1)};
     return {t.stride(first) * head_dim, t.stride(first)};
   }
-};
 
-StateUpdate::Signal signal(const Optional& t, const Tensor& x, const Sizes& sizes, const char* name) {
-  if (!t) return {nullptr, 0, 0, 0};
-  check(*t, x, sizes.per_channel(true, false), x.scalar_type(), name);
-  const auto [head, channel] = sizes.strides(*t, 1);
-  return {t->mutable_data_ptr(), t->stride(0), head, channel};
-}
-
-StateUpdate::Parameter parameter(const Optional& t, const Tensor& x, const Sizes& sizes,
-                                 bool with_state, const char* name) {
-  if (!t) return {nullptr, 0, 0, 0};
-  const ScalarType accumulator =
-      x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  check(*t, x, sizes.per_channel(false, with_state), accumulator, name);
-  const auto [head, channel] = sizes.strides(*t, 0);
-  return {t->data_ptr(), head, channel, with_state ? t->stride(t->dim() - 1) : 0};
-}
-
-StateUpdate::Projection projection(const Tensor& t, const Tensor& x, const Sizes& sizes,
-                                   int64_t groups, const char* name) {
-  if (t.dim() == 2) {
-    check(t, x, {sizes.batch, sizes.state}, x.scalar_type(), name);
-    return {t.data_ptr(), t.stride(0), 0, t.stride(1)};
+  StateUpdate::Signal signal(const Optional& t, const char* name) const {
+    if (!t) return {nullptr, 0, 0, 0};
+    fits(*t, name, true, false, dtype);
+    const auto [head, channel] = strides(*t, 1);
+    return {t->mutable_data_ptr(), t->stride(0), head, channel};
   }
-  check(t, x, {sizes.batch, groups, sizes.state}, x.scalar_type(), name);
-  return {t.data_ptr(), t.stride(0), t.stride(1), t.stride(2)};
-}
+
+  StateUpdate::Parameter parameter(const Optional& t, bool with_state, const char* name) const {
+    if (!t) return {nullptr, 0, 0, 0};
+    fits(*t, name, false, with_state, accumulator);
+    const auto [head, channel] = strides(*t, 0);
+    return {t->data_ptr(), head, channel, with_state ? t->stride(t->dim() - 1) : 0};
+  }
+
+  StateUpdate::Projection projection(const Tensor& t, int64_t groups, const char* name) const {
+    if (t.dim() == 2) {
+      checks.fits(t, name, {batch, state}, dtype);
+      return {t.data_ptr(), t.stride(0), 0, t.stride(1)};
+    }
+    checks.fits(t, name, {batch, groups, state}, dtype);
+    return {t.data_ptr(), t.stride(0), t.stride(1), t.stride(2)};
+  }
+};
 
 bool dtypes_fit(const Tensor& state, const Tensor& x) {
   const ScalarType s = state.scalar_type(), t = x.scalar_type();
@@ -80,27 +63,41 @@ bool dtypes_fit(const Tensor& state, const Tensor& x) {
 Tensor selective_state_update(const Tensor& state, const Tensor& x, const Tensor& dt, const Tensor& A,
                               const Tensor& B, const Tensor& C, const Optional& D, const Optional& z,
                               const Optional& dt_bias, bool dt_softplus) {
-  ZOO_CHECK(state.dim() == 3 || state.dim() == 4,
-            "selective_state_update: state must have 3 or 4 dimensions");
-  ZOO_CHECK(dtypes_fit(state, x),
-            "selective_state_update: the state must be in the dtype of x or in float32");
+  constexpr const char* op = "selective_state_update";
+  dtype_of(op, "x", x);
+  dtype_of(op, "state", state);
+  ZOO_CHECK(state.dim() == 3 || state.dim() == 4, op, ": state is ", text_of(state),
+            ", expected [batch, dim, state] or [batch, heads, head_dim, state]");
+  ZOO_CHECK(dtypes_fit(state, x), op, ": state is ", text_of(state), " and x ", text_of(x),
+            "; the state must be in the dtype of x or one of them in float32");
   const bool has_heads = state.dim() == 4;
   const int64_t groups = B.dim() == 3 ? B.size(1) : C.dim() == 3 ? C.size(1) : 1;
-  ZOO_CHECK(groups > 0 && state.size(1) % groups == 0,
-            "selective_state_update: the groups do not divide the channels");
-  const Sizes sizes = {has_heads, state.size(0), has_heads ? state.size(1) : groups,
-                       has_heads ? state.size(2) : state.size(1) / groups,
-                       state.size(state.dim() - 1)};
-  check(state, x, sizes.per_channel(true, true), state.scalar_type(), "state");
-  Tensor out = new_empty(x, sizes.per_channel(true, false), x.scalar_type());
-  const auto [states_head, states_channel] = sizes.strides(state, 1);
+  ZOO_CHECK(groups > 0 && state.size(1) % groups == 0, op, ": ", groups,
+            " groups of B and C do not divide ", state.size(1), has_heads ? " heads" : " channels");
+  const Arguments a = {
+      .checks = Checks(op, "x", x),
+      .dtype = x.scalar_type(),
+      .accumulator = accumulator_of(x),
+      .has_heads = has_heads,
+      .batch = state.size(0),
+      .heads = has_heads ? state.size(1) : groups,
+      .head_dim = has_heads ? state.size(2) : state.size(1) / groups,
+      .state = state.size(state.dim() - 1),
+  };
+  a.fits(state, "state", true, true, state.scalar_type());
+  for (int64_t dim = 1; dim < state.dim(); dim++) a.checks.not_empty(state, "state", {dim});
+  a.checks.counts("a state", a.state);
+  Tensor out =
+      has_heads ? new_empty(x, {a.batch, a.heads, a.head_dim}, x.scalar_type())
+                : new_empty(x, {a.batch, a.heads * a.head_dim}, x.scalar_type());
+  const auto [states_head, states_channel] = a.strides(state, 1);
   const StateUpdate call{
-      .dtype = dtype_of(x),
-      .state_dtype = dtype_of(state),
-      .batch = sizes.batch,
-      .heads = sizes.heads,
-      .head_dim = sizes.head_dim,
-      .state = sizes.state,
+      .dtype = dtype_of(op, "x", x),
+      .state_dtype = dtype_of(op, "state", state),
+      .batch = a.batch,
+      .heads = a.heads,
+      .head_dim = a.head_dim,
+      .state = a.state,
       .groups = groups,
       .softplus = dt_softplus,
       .states = state.mutable_data_ptr(),
@@ -108,17 +105,19 @@ Tensor selective_state_update(const Tensor& state, const Tensor& x, const Tensor
       .states_head = states_head,
       .states_channel = states_channel,
       .states_state = state.stride(state.dim() - 1),
-      .x = signal(x, x, sizes, "x"),
-      .dt = signal(dt, x, sizes, "dt"),
-      .z = signal(z, x, sizes, "z"),
-      .out = signal(out, x, sizes, "out"),
-      .B = projection(B, x, sizes, groups, "B"),
-      .C = projection(C, x, sizes, groups, "C"),
-      .A = parameter(A, x, sizes, true, "A"),
-      .D = parameter(D, x, sizes, false, "D"),
-      .dt_bias = parameter(dt_bias, x, sizes, false, "dt_bias"),
+      .x = a.signal(x, "x"),
+      .dt = a.signal(dt, "dt"),
+      .z = a.signal(z, "z"),
+      .out = a.signal(out, "out"),
+      .B = a.projection(B, groups, "B"),
+      .C = a.projection(C, groups, "C"),
+      .A = a.parameter(A, true, "A"),
+      .D = a.parameter(D, false, "D"),
+      .dt_bias = a.parameter(dt_bias, false, "dt_bias"),
   };
-  if (state.numel() == 0) return out;
+  a.checks.will_change(state, "state",
+                       {&x, &dt, &A, &B, &C, address_of(D), address_of(z), address_of(dt_bias)});
+  if (a.batch == 0) return out;
 #ifdef ZOO_CUDA
   const OnDevice device(x);
   check_cuda("selective_state_update", cuda::selective_state_update(call, device.stream));

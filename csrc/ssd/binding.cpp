@@ -1,56 +1,46 @@
 // Checks the tensors of Mamba-2's scan and hands them to the kernels. The messages for users come from
-// zoo/ops/ssd.py; these checks only keep the kernels from reading what is not there.
-#include "common/binding.h"
+// zoo/ops/ssd.py.
+#include "common/checks.h"
 #include "ssd/ssd.h"
-#ifdef ZOO_CUDA
-#include "common/binding_cuda.h"
-#endif
 
 namespace zoo {
 namespace {
 
-using Optional = std::optional<Tensor>;
+// The arguments of one call, seen from x.
+struct Arguments {
+  const char* op;
+  const Tensor& x;
+  Checks checks;
+  ScalarType dtype;  // of the state
 
-ScalarType accumulator(const Tensor& x) {
-  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
+  Arguments(const char* op, const Tensor& x, int64_t chunk_size)
+      : op(op), x(x), checks(op, "x", x), dtype(accumulator_of(x)) {
+    dtype_of(op, "x", x);
+    ZOO_CHECK(x.dim() == 4, op, ": x is ", text_of(x), ", expected [batch, length, heads, channels]");
+    checks.not_empty(x, "x", {1, 2, 3});
+    checks.counts("a length", x.size(1));
+    ZOO_CHECK(chunk_size > 0, op, ": chunk_size is ", chunk_size, ", expected at least 1");
+  }
 
-void check(const Tensor& t, const Tensor& x, const std::vector<int64_t>& shape, ScalarType dtype,
-           const char* name) {
-  bool fits = t.dim() == static_cast<int64_t>(shape.size()) && t.scalar_type() == dtype &&
-              t.is_cpu() == x.is_cpu() && t.get_device() == x.get_device();
-  for (size_t i = 0; fits && i < shape.size(); i++) fits = t.size(i) == shape[i];
-  ZOO_CHECK(fits, "ssd: ", name, " has the wrong shape, dtype or device");
-}
+  // [batch, length, heads or groups, size] in the dtype of x.
+  SsdSignal signal(const Optional& t, int64_t heads, int64_t size, const char* name) const {
+    if (!t) return {nullptr, 0, 0, 0};
+    checks.fits(*t, name, {x.size(0), x.size(1), heads, size}, x.scalar_type());
+    ZOO_CHECK(size == 1 || x.size(0) == 0 || t->stride(3) == 1, op, ": the last dimension of ", name,
+              " must have stride 1");
+    return {t->mutable_data_ptr(), t->stride(0), t->stride(1), t->stride(2)};
+  }
+};
 
-// [batch, length, heads or groups, size] in the dtype of x.
-SsdSignal signal(const Optional& t, const Tensor& x, int64_t heads, int64_t size, const char* name) {
-  if (!t) return {nullptr, 0, 0, 0};
-  check(*t, x, {x.size(0), x.size(1), heads, size}, x.scalar_type(), name);
-  ZOO_CHECK(size == 1 || x.size(0) == 0 || t->stride(3) == 1, "ssd: the last dimension of ", name,
-            " must have stride 1");
-  return {t->mutable_data_ptr(), t->stride(0), t->stride(1), t->stride(2)};
-}
-
-// Contiguous, in the given dtype.
-void* plain(const Optional& t, const Tensor& x, const std::vector<int64_t>& shape, ScalarType dtype,
-            const char* name) {
-  if (!t) return nullptr;
-  check(*t, x, shape, dtype, name);
-  ZOO_CHECK(t->is_contiguous(), "ssd: ", name, " must be contiguous");
-  return t->mutable_data_ptr();
-}
-
-SsdProblem problem(const Tensor& x, const Tensor& dt, const Tensor& A, const Tensor& B,
+SsdProblem problem(const Arguments& a, const Tensor& dt, const Tensor& A, const Tensor& B,
                    const Tensor& C, const Optional& D, const Optional& z,
                    const Optional& initial_state, const Optional& seq_idx, bool reverse) {
-  ZOO_CHECK(x.dim() == 4 && B.dim() == 4 && x.size(1) > 0 && x.size(2) > 0 && x.size(3) > 0 &&
-                B.size(2) > 0 && B.size(3) > 0 && x.size(2) % B.size(2) == 0,
-            "ssd: x must be [batch, length, heads, channels] and B [batch, length, groups, states], "
-            "none of them empty");
-  const ScalarType dtype = accumulator(x);
+  const Tensor& x = a.x;
+  ZOO_CHECK(B.dim() == 4 && B.size(2) > 0 && B.size(3) > 0 && x.size(2) % B.size(2) == 0, a.op,
+            ": B is ", text_of(B), ", expected [batch, length, groups, states], no dimension empty, ",
+            "with groups that divide the ", x.size(2), " heads");
   SsdProblem p{};
-  p.dtype = dtype_of(x);
+  p.dtype = dtype_of(a.op, "x", x);
   p.batch = x.size(0);
   p.length = x.size(1);
   p.heads = x.size(2);
@@ -58,23 +48,24 @@ SsdProblem problem(const Tensor& x, const Tensor& dt, const Tensor& A, const Ten
   p.groups = B.size(2);
   p.state = B.size(3);
   p.reverse = reverse;
-  p.x = signal(x, x, p.heads, p.head_dim, "x");
-  p.B = signal(B, x, p.groups, p.state, "B");
-  p.C = signal(C, x, p.groups, p.state, "C");
-  p.z = signal(z, x, p.heads, p.head_dim, "z");
-  p.dt = plain(dt, x, {p.batch, p.length, p.heads}, dtype, "dt");
-  p.A = plain(A, x, {p.heads}, dtype, "A");
+  p.x = a.signal(x, p.heads, p.head_dim, "x");
+  p.B = a.signal(B, p.groups, p.state, "B");
+  p.C = a.signal(C, p.groups, p.state, "C");
+  p.z = a.signal(z, p.heads, p.head_dim, "z");
+  p.dt = a.checks.plain(dt, "dt", {p.batch, p.length, p.heads}, a.dtype);
+  p.A = a.checks.plain(A, "A", {p.heads}, a.dtype);
   if (D) {
-    check(*D, x, {p.heads, p.head_dim}, dtype, "D");
+    a.checks.fits(*D, "D", {p.heads, p.head_dim}, a.dtype);
     p.D = D->data_ptr();
     p.D_head = D->stride(0);
     p.D_channel = p.head_dim == 1 ? 1 : D->stride(1);
-    ZOO_CHECK(p.D_channel == 0 || p.D_channel == 1, "ssd: D must have stride 0 or 1 along channels");
+    ZOO_CHECK(p.D_channel == 0 || p.D_channel == 1, a.op,
+              ": D must have stride 0 or 1 along channels");
   }
-  p.initial_state = plain(initial_state, x, {p.batch, p.heads, p.head_dim, p.state}, dtype,
-                          "initial_state");
+  p.initial_state = a.checks.plain(initial_state, "initial_state",
+                                   {p.batch, p.heads, p.head_dim, p.state}, a.dtype);
   p.seq_idx = static_cast<const int32_t*>(
-      plain(seq_idx, x, {p.batch, p.length}, ScalarType::Int, "seq_idx"));
+      a.checks.plain(seq_idx, "seq_idx", {p.batch, p.length}, ScalarType::Int));
   return p;
 }
 
@@ -82,10 +73,10 @@ std::vector<int64_t> states_shape(const SsdProblem& p) {
   return {p.batch, p.heads, p.head_dim, p.state};
 }
 
-std::vector<int64_t> borders_shape(const SsdProblem& p, int64_t span) {
-  if (span == 0) return {0};
-  ZOO_CHECK(span == kSsdSpan, "ssd: the span must be ", kSsdSpan);
-  return {p.batch, (p.length + span - 1) / span, p.heads, p.head_dim * p.state};
+// How many borders there are.
+int64_t spans_of(const Arguments& a, int64_t span) {
+  ZOO_CHECK(span == kSsdSpan, a.op, ": span is ", span, ", expected ", kSsdSpan);
+  return (a.x.size(1) + span - 1) / span;
 }
 
 #ifdef ZOO_CUDA
@@ -120,15 +111,18 @@ std::tuple<Tensor, Tensor, Tensor> ssd(const Tensor& x, const Tensor& dt, const 
                                        const Tensor& B, const Tensor& C, const Optional& D,
                                        const Optional& z, const Optional& initial_state,
                                        const Optional& seq_idx, bool reverse, int64_t span,
-                                       int64_t /* chunk_size: the kernels have their own */) {
+                                       int64_t chunk_size /* the kernels have their own */) {
+  const Arguments arguments("ssd", x, chunk_size);
   SsdForward call{};
-  call.problem = problem(x, dt, A, B, C, D, z, initial_state, seq_idx, reverse);
+  call.problem = problem(arguments, dt, A, B, C, D, z, initial_state, seq_idx, reverse);
   const SsdProblem& p = call.problem;
-  const ScalarType dtype = accumulator(x);
+  const ScalarType dtype = arguments.dtype;
   Tensor out = new_empty(x, {p.batch, p.length, p.heads, p.head_dim}, x.scalar_type());
   Tensor last_state = new_empty(x, states_shape(p), dtype);
-  Tensor borders = new_empty(x, borders_shape(p, span), dtype);
-  call.out = signal(out, x, p.heads, p.head_dim, "out");
+  Tensor borders =
+      span == 0 ? new_empty(x, {0}, dtype)
+                : new_empty(x, {p.batch, spans_of(arguments, span), p.heads, p.head_dim * p.state}, dtype);
+  call.out = arguments.signal(out, p.heads, p.head_dim, "out");
   call.last_state = last_state.mutable_data_ptr();
   if (span != 0) call.borders = {borders.mutable_data_ptr(), span};
   if (p.batch > 0) run(call, x);
@@ -142,15 +136,20 @@ Gradients ssd_backward(const Optional& dout, const Optional& dlast_state, const 
                        const Tensor& x, const Tensor& dt, const Tensor& A, const Tensor& B,
                        const Tensor& C, const Optional& D, const Optional& z,
                        const Optional& initial_state, const Optional& seq_idx, bool reverse,
-                       int64_t span, int64_t /* chunk_size */) {
+                       int64_t span, int64_t chunk_size) {
+  const Arguments arguments("ssd_backward", x, chunk_size);
   SsdBackward call{};
-  call.problem = problem(x, dt, A, B, C, D, z, initial_state, seq_idx, reverse);
+  call.problem = problem(arguments, dt, A, B, C, D, z, initial_state, seq_idx, reverse);
   const SsdProblem& p = call.problem;
-  const ScalarType dtype = accumulator(x);
-  ZOO_CHECK(span > 0, "ssd_backward: the forward pass has saved no borders");
-  call.borders = {plain(borders, x, borders_shape(p, span), dtype, "borders"), span};
-  call.dout = signal(dout, x, p.heads, p.head_dim, "dout");
-  call.dlast_state = plain(dlast_state, x, states_shape(p), dtype, "dlast_state");
+  const ScalarType dtype = arguments.dtype;
+  const Checks& checks = arguments.checks;
+  call.borders = {
+      checks.plain(borders, "borders",
+                   {p.batch, spans_of(arguments, span), p.heads, p.head_dim * p.state}, dtype),
+      span};
+  call.dout = arguments.signal(dout, p.heads, p.head_dim, "dout");
+  call.dlast_state =
+      checks.plain(dlast_state, "dlast_state", {p.batch, p.heads, p.head_dim, p.state}, dtype);
 
   const std::vector<int64_t> none = {0};
   const auto like = [&](int64_t heads, int64_t size) {
@@ -162,10 +161,10 @@ Gradients ssd_backward(const Optional& dout, const Optional& dlast_state, const 
   Tensor dA = new_zeros(x, {p.heads}, dtype);
   Tensor dD = D ? new_zeros(x, {p.heads, p.head_dim}, dtype) : new_empty(x, none, dtype);
   Tensor dinitial = new_empty(x, initial_state ? states_shape(p) : none, dtype);
-  call.dx = signal(dx, x, p.heads, p.head_dim, "dx");
-  call.dB = signal(dB, x, p.groups, p.state, "dB");
-  call.dC = signal(dC, x, p.groups, p.state, "dC");
-  if (z) call.dz = signal(dz, x, p.heads, p.head_dim, "dz");
+  call.dx = arguments.signal(dx, p.heads, p.head_dim, "dx");
+  call.dB = arguments.signal(dB, p.groups, p.state, "dB");
+  call.dC = arguments.signal(dC, p.groups, p.state, "dC");
+  if (z) call.dz = arguments.signal(dz, p.heads, p.head_dim, "dz");
   call.ddt = ddt.mutable_data_ptr();
   call.dA = dA.mutable_data_ptr();
   if (D) call.dD = dD.mutable_data_ptr();

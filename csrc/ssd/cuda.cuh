@@ -325,7 +325,7 @@ int64_t chunks_of_heads(const Problem<T>& p) {
 
 template <class T>
 dim3 chunk_grid(const Problem<T>& p, int tiles) {
-  return dim3{static_cast<unsigned>(chunks_of_heads(p)), static_cast<unsigned>(tiles), 1};
+  return grid_of(chunks_of_heads(p), tiles);
 }
 
 template <class T>
@@ -344,8 +344,7 @@ cudaError_t find_states(const Problem<T>& p, const Signal<const T>& dy, Accumula
       launch(gain_kernel<T, kGradient>, chunk_grid(p, p.state_tiles * p.channel_tiles), kThreads,
              bytes, stream, p, dy, states, keeps);
   if (error != cudaSuccess) return error;
-  const dim3 grid{static_cast<unsigned>(p.batch * p.heads),
-                  blocks_for(p.states * p.channels, kThreads).x, 1};
+  const dim3 grid = grid_of(p.batch * p.heads, (p.states * p.channels + kThreads - 1) / kThreads);
   return launch(pass_kernel<T, kGradient>, grid, kThreads, 0, stream, p, states,
                 static_cast<const F*>(keeps), start, end);
 }

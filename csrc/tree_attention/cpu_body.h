@@ -27,6 +27,7 @@ struct Rows {
   int count;            // query rows
   int64_t padded_dim;
   S *q, *keys, *values, *scores, *out, *highest, *total, *factor;
+  uint64_t* seen;  // the nodes that any query sees, as bits; the others may never have been written
 
   const T* row_of(const TreeHeads& heads, int64_t slot) const {
     const T* const data = static_cast<const T*>(heads.data) + head * heads.head;
@@ -76,40 +77,42 @@ struct Rows {
     }
     for (int64_t s = begin; s < prefix; s += kKeys)
       block(s, static_cast<int>(prefix - s < kKeys ? prefix - s : kKeys), -1);
-    const int64_t start = call.tree_start[batch], nodes = tree_size();
+    const int64_t start = call.tree_start[batch], nodes = find_seen();
     for (int64_t j = 0; j < nodes; j += kKeys)
       block(start + j, static_cast<int>(nodes - j < kKeys ? nodes - j : kKeys), j);
     finish();
   }
 
-  // Nodes up to the last that any query sees.
-  int64_t tree_size() const {
-    int64_t size = 0;
-    for (int64_t row = 0; row < call.nodes; row++) {
-      for (int64_t w = call.words - 1; w >= 0; w--) {
-        const uint64_t word = static_cast<uint64_t>(bits(row)[w]);
-        if (!word) continue;
-        const int64_t end = w * 64 + 64 - __builtin_clzll(word);
-        size = end > size ? end : size;
-        break;
-      }
+  // How many nodes there are up to the last that any query sees.
+  int64_t find_seen() {
+    int64_t end = 0;
+    for (int64_t w = 0; w < call.words; w++) {
+      seen[w] = 0;
+      for (int64_t row = 0; row < call.nodes; row++) seen[w] |= static_cast<uint64_t>(bits(row)[w]);
+      if (seen[w]) end = w * 64 + 64 - __builtin_clzll(seen[w]);
     }
-    const int64_t room = call.slots - call.tree_start[batch];
-    return size < room ? size : room;
+    return end;
+  }
+
+  // Whether anybody sees the key in a place of the block that begins with `node` (-1: in the prefix).
+  bool is_seen(int64_t node, int place) const {
+    return node < 0 || seen[(node + place) / 64] >> ((node + place) % 64) & 1;
   }
 
   // Keys `slot` to `slot + n - 1`; node: which node of the tree the first of them is, -1 in the prefix.
   void block(int64_t slot, int n, int64_t node) {
     const S* v = values;
     int64_t v_row = padded_dim;
-    pack_keys(slot, n);
+    pack_keys(slot, n, node);
     if constexpr (sizeof(T) == sizeof(S)) {
-      if (call.dim == padded_dim && !call.block_table) {
+      bool all = true;
+      for (int j = 0; node >= 0 && j < n; j++) all = all && is_seen(node, j);
+      if (all && call.dim == padded_dim && !call.block_table) {
         v = reinterpret_cast<const S*>(row_of(call.v, slot));
         v_row = call.v.row;
       }
     }
-    if (v == values) pack_values(slot, n);
+    if (v == values) pack_values(slot, n, node);
     for (int g = 0; g < n; g += G)
       product<V>(count, G, call.dim, {q, padded_dim, 1}, keys + g * call.dim, G, scores + g, kKeys, {});
     for (int r = 0; r < count; r++) weigh(r, slot, n, node);
@@ -117,17 +120,17 @@ struct Rows {
   }
 
   // keys[group of G][dim][G]
-  void pack_keys(int64_t slot, int n) {
+  void pack_keys(int64_t slot, int n, int64_t node) {
     V rows[W];
     for (int g = 0; g < n; g += W) {
       const T* from[W];
-      const int lanes = n - g < W ? n - g : W;
-      for (int c = 0; c < lanes; c++) from[c] = row_of(call.k, slot + g + c);
+      for (int c = 0; c < W; c++)
+        from[c] = g + c < n && is_seen(node, g + c) ? row_of(call.k, slot + g + c) : nullptr;
       S* const to = keys + g / G * G * call.dim + g % G;
       for (int64_t d = 0; d < call.dim; d += W) {
         const int left = call.dim - d < W ? static_cast<int>(call.dim - d) : W;
         for (int c = 0; c < W; c++) {
-          if (c >= lanes) {
+          if (!from[c]) {
             rows[c] = V::set(0);
           } else {
             rows[c] = left == W ? load(from[c] + d) : load(from[c] + d, left);
@@ -139,8 +142,12 @@ struct Rows {
     }
   }
 
-  void pack_values(int64_t slot, int n) {
+  void pack_values(int64_t slot, int n, int64_t node) {
     for (int j = 0; j < n; j++) {
+      if (!is_seen(node, j)) {
+        for (int64_t d = 0; d < padded_dim; d += W) store(values + j * padded_dim + d, V::set(0));
+        continue;
+      }
       const T* const from = row_of(call.v, slot + j);
       for (int64_t d = 0; d < padded_dim; d += W) {
         const int left = static_cast<int>(call.dim - d);
@@ -156,10 +163,11 @@ struct Rows {
     const int end = (n + W - 1) / W * W;
     for (int j = n; j < end; j++) row[j] = hidden;
     if (node >= 0) {
-      const int64_t* const seen = bits(first + r);
+      const int64_t* const own = bits(first + r);
       for (int j = 0; j < n; j++) {
-        if (!(static_cast<uint64_t>(seen[(node + j) / 64]) >> ((node + j) % 64) & 1)) row[j] = hidden;
+        if (!(static_cast<uint64_t>(own[(node + j) / 64]) >> ((node + j) % 64) & 1)) row[j] = hidden;
       }
+      hide_counted(r, row, slot, n, hidden);
     }
     if (call.window > 0) hide_far(r, row, slot, n, node, hidden);
     V top = load(row);
@@ -184,20 +192,34 @@ struct Rows {
     highest[r] = now;
   }
 
+  // The first slot of the prefix that a row sees.
+  int64_t first_near(int r) const {
+    return call.window > 0 ? call.kv_len[batch] + depth(first + r) - call.window + 1 : 0;
+  }
+
+  // Leave out the nodes that stand inside of the prefix and were seen there.
+  void hide_counted(int r, S* row, int64_t slot, int n, S hidden) const {
+    const int64_t prefix = call.kv_len[batch];
+    if (slot >= prefix) return;
+    const int64_t near = first_near(r);
+    for (int j = 0; j < n && slot + j < prefix; j++)
+      if (slot + j >= near) row[j] = hidden;
+  }
+
   // Leave out what is further away than the window.
   void hide_far(int r, S* row, int64_t slot, int n, int64_t node, S hidden) {
     if (node < 0) {
-      const int64_t near = call.kv_len[batch] + depth(first + r) - call.window + 1;
+      const int64_t near = first_near(r);
       for (int j = 0; j < n && slot + j < near; j++) row[j] = hidden;
       return;
     }
     // an ancestor is as far away as there are ancestors from it on
-    const int64_t* const seen = bits(first + r);
+    const int64_t* const own = bits(first + r);
     int64_t before = 0;
-    for (int64_t w = 0; w < node / 64; w++) before += __builtin_popcountll(seen[w]);
+    for (int64_t w = 0; w < node / 64; w++) before += __builtin_popcountll(own[w]);
     const int64_t all = depth(first + r) + 1;
     for (int j = 0; j < n; j++) {
-      if (!(static_cast<uint64_t>(seen[(node + j) / 64]) >> ((node + j) % 64) & 1)) continue;
+      if (!(static_cast<uint64_t>(own[(node + j) / 64]) >> ((node + j) % 64) & 1)) continue;
       if (all - before > call.window) row[j] = hidden;
       before++;
     }
@@ -246,8 +268,9 @@ bool run(const TreeAttention& call, const Threads& threads) {
       work.highest = arena.take<S>(kRows);
       work.total = arena.take<S>(kRows);
       work.factor = arena.take<S>(kRows);
+      work.seen = arena.take<uint64_t>(call.words);
       if (round == 0 && !arena.allocate()) {
-        enough = false;
+        __atomic_store_n(&enough, false, __ATOMIC_RELAXED);
         return;
       }
     }

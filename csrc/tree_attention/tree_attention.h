@@ -29,11 +29,12 @@ struct TreeAttention {
   const int64_t* anc_bits;     // [batch, nodes, words], contiguous
   const int64_t* block_table;  // [batch, pages], contiguous, optional
   int64_t pages, page_size;
+  int64_t pool_pages;  // that k and v have
 };
 
 struct CommitPath {
   int64_t element_size;
-  int64_t batch, heads, dim, longest;
+  int64_t batch, heads, slots, dim, longest;
   TreeHeads cache;
   const int64_t* kv_len;      // [batch]
   const int64_t* tree_start;  // [batch]
@@ -41,7 +42,7 @@ struct CommitPath {
   const int64_t* count;       // [batch]
 };
 
-// False if there is no memory.
+// False if there is no memory. All slots that a query sees, and those of a path, must exist (values.h).
 ZOO_CPU_DECLARE(
   bool tree_attention(const TreeAttention& call, const Threads& threads);
 )
@@ -52,6 +53,8 @@ void commit_path(const CommitPath& call);
 
 #ifdef ZOO_CUDA
 namespace cuda {
+// Enqueue on a CUDA stream. The result is null, or what went wrong. Slots and pages that do not exist are
+// neither read nor written.
 const char* tree_attention(const TreeAttention& call, void* stream);
 const char* commit_path(const CommitPath& call, void* stream);
 }  // namespace cuda

@@ -14,7 +14,9 @@ from zoo.ops import (
 )
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float64: 1e-12}
+WIDTHS = [1, 2, 3, 4, 7]  # 2 to 4 have kernels of their own
 SHAPES = [(2, 5, 1), (2, 33, 2), (1, 20, 37), (0, 4, 5)]
+PROBLEMS = [*itertools.product(SHAPES, WIDTHS), ((2, 5, 70), 64)]
 LAYOUTS = {
     "rows": lambda x: x,
     "columns": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
@@ -47,8 +49,8 @@ def test_equals_reference(cpu_variant, dtype, layout):
     torch.manual_seed(0)
     parameter = torch.promote_types(dtype, torch.float32)
     worst = 0.0
-    for (B, D, L), width, extra, activation in itertools.product(
-        SHAPES, (2, 3, 4), ("", "seq_idx", "initial"), (None, "silu")
+    for ((B, D, L), width), extra, activation in itertools.product(
+        PROBLEMS, ("", "seq_idx", "initial"), (None, "silu")
     ):
         x, weight = exact(B, D, L), exact(D, width)
         b = exact(D) if activation else None
@@ -77,9 +79,10 @@ def test_equals_reference(cpu_variant, dtype, layout):
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_update_equals_reference(cpu_variant, dtype):
     torch.manual_seed(0)
-    for (B, D), length, width, size, circular, activation in itertools.product(
-        ((2, 5), (1, 33)), (None, 1, 3, 7), (2, 3, 4), (3, 4, 6), (False, True), (None, "silu")
+    for (B, D), length, width, spare, circular, activation in itertools.product(
+        ((2, 5), (1, 33)), (None, 1, 7), [*WIDTHS, 64], (0, 1, 3), (False, True), (None, "silu")
     ):
+        size = width - 1 + spare
         x = exact(B, D) if length is None else exact(B, D, length)
         state, weight, bias = exact(B, D, size), exact(D, width), exact(D)
         seen = torch.randint(0, 9, (B,)).int() if circular else None
@@ -92,12 +95,13 @@ def test_update_equals_reference(cpu_variant, dtype):
         assert error(ours, expected) == 0
 
 
+@pytest.mark.parametrize("width", [1, 4, 7])
 @pytest.mark.parametrize("circular", [False, True])
-def test_steps_equal_one_pass(circular):
+def test_steps_equal_one_pass(circular, width):
     torch.manual_seed(0)
-    x, weight, bias = torch.randn(2, 6, 11), torch.randn(6, 4), torch.randn(6)
+    x, weight, bias = torch.randn(2, 6, 11), torch.randn(6, width), torch.randn(6)
     whole = causal_conv1d(x, weight, bias, activation="silu")
-    state = torch.zeros(2, 6, 5)
+    state = torch.zeros(2, 6, width + 1)
     steps = []
     for t in range(11):
         seen = torch.full((2,), t, dtype=torch.int32) if circular else None
@@ -105,8 +109,9 @@ def test_steps_equal_one_pass(circular):
     torch.testing.assert_close(torch.stack(steps, 2), whole)
 
 
-def test_parts_equal_one_pass():
-    x, weight = torch.randn(2, 6, 11), torch.randn(6, 4)
+@pytest.mark.parametrize("width", [1, 4, 7, 64])
+def test_parts_equal_one_pass(width):
+    x, weight = torch.randn(2, 6, 11), torch.randn(6, width)
     first, state = causal_conv1d(x[..., :2], weight, return_final_states=True)
     second, _ = causal_conv1d(x[..., 2:], weight, initial_states=state, return_final_states=True)
     torch.testing.assert_close(torch.cat([first, second], 2), causal_conv1d(x, weight))
@@ -129,13 +134,13 @@ def test_gradcheck():
     def double(*shape):
         return torch.randn(shape, dtype=torch.float64, requires_grad=True)
 
-    for rows in (True, False):
+    for rows, width in itertools.product((True, False), (1, 4, 6)):
         x = double(2, 4, 6) if rows else double(2, 6, 4)
         assert torch.autograd.gradcheck(
             lambda x, w, b, i, rows=rows: causal_conv1d(
                 x if rows else x.mT, w, b, None, i, True, "silu"
             ),
-            (x, double(4, 4), double(4), double(2, 4, 3)),
+            (x, double(4, width), double(4), double(2, 4, width - 1)),
         )
     state = torch.randn(2, 4, 3, dtype=torch.float64)
     assert torch.autograd.gradcheck(
@@ -181,7 +186,8 @@ X = torch.randn(2, 4, 9)
     [
         (lambda: causal_conv1d(X[0], X[0, :, :3]), "x must be [batch, dim, length]"),
         (lambda: causal_conv1d(X[..., :0], X[0, :, :3]), "got [2, 4, 0]"),
-        (lambda: causal_conv1d(X, X[0, :, :5]), "width 2, 3 or 4"),
+        (lambda: causal_conv1d(X, torch.ones(4, 65)), "a width of 1 to 64"),
+        (lambda: causal_conv1d(X, torch.ones(4, 0)), "a width of 1 to 64"),
         (lambda: causal_conv1d(X, X[0, :3, :4]), "weight must be [4, width]"),
         (lambda: causal_conv1d(X, X[0, :, :4], X[0, :3, 0]), "bias must be [4]"),
         (lambda: causal_conv1d(X, X[0, :, :4], activation="relu"), "got 'relu'"),

@@ -211,6 +211,7 @@ def test_ssd_gradient_of_one(only):
 
 
 CONV_SEQUENCES = "x initial_states"
+CONV_WIDTHS = (1, 2, 3, 4, 7)  # the first and the last go through the kernels for any width
 
 
 def conv_problem(batch, dim, length, width, extra="", bias=True) -> Problem:
@@ -231,7 +232,7 @@ def test_causal_conv1d(dtype, layout):
     torch.manual_seed(0)
     shapes = [(1, 1, 1), (2, 6, 3), (1, 68, 70), (2, 4, 300)]
     extras = ["", "seq_idx", "initial_states"]
-    for i, (shape, width) in enumerate(itertools.product(shapes, (2, 3, 4))):
+    for i, (shape, width) in enumerate(itertools.product(shapes, CONV_WIDTHS)):
         assert not compare(
             zoo.ops.causal_conv1d,
             zoo.ops.causal_conv1d_reference,
@@ -247,10 +248,11 @@ def test_causal_conv1d(dtype, layout):
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_causal_conv1d_update(dtype):
     torch.manual_seed(0)
-    shapes = [(1, 1, 1, 3), (2, 5, 1, 4), (3, 300, 4, 6), (2, 3, 9, 5)]
-    for (batch, dim, length, size), width, circular in itertools.product(
-        shapes, (2, 3, 4), (False, True)
+    shapes = [(1, 1, 1, 0), (2, 5, 1, 1), (3, 300, 4, 3), (2, 3, 9, 2)]
+    for (batch, dim, length, spare), width, circular in itertools.product(
+        shapes, CONV_WIDTHS, (False, True)
     ):
+        size = width - 1 + spare
         x, state = exact(batch, dim, length), exact(batch, dim, size)
         weight, bias = exact(dim, width), exact(dim)
         positions = torch.randint(0, 20, (batch,)).int() if circular else None

@@ -15,6 +15,9 @@ _SCHEMAS = Path(__file__).with_name("schemas.inc")
 #: Device type -> why its compiled kernels cannot be used; a device that is absent here has kernels.
 unavailable: dict[str, str] = {}
 
+#: Op -> what answers it in PyTorch, with the checks of its arguments.
+references: dict[str, Callable] = {}
+
 _library = torch.library.Library("zoo", "FRAGMENT")
 _warned: set[str] = set()
 
@@ -58,15 +61,41 @@ def _warn_once(device: str) -> None:
     )
 
 
-def register_reference(name: str, reference: Callable) -> None:
-    """Let ``reference`` answer ``zoo::<name>`` on every device that has no compiled kernel."""
+def register(name: str, *, check: Callable, reference: Callable, fake: Callable) -> None:
+    """Answer ``zoo::<name>`` where no compiled kernel does.
+
+    Args:
+        name: of an op in ``schemas.inc``.
+        check: called with the arguments first; refuses what the kernels refuse.
+        reference: answers on every device that has no compiled kernel.
+        fake: answers without computing, for tensors on ``meta`` and for compilers.
+    """
 
     def answer(*args):
         tensor = next(a for a in args if isinstance(a, torch.Tensor))
         _warn_once(tensor.device.type)
-        return reference(*args)
+        return checked(*args)
 
+    def checked(*args):
+        check(*args)
+        result = reference(*args)
+        return tuple(map(_own, result)) if isinstance(result, tuple) else _own(result)
+
+    def answer_fake(*args):
+        check(*args)
+        return fake(*args)
+
+    references[name] = checked
     _library.impl(name, answer, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"zoo::{name}", answer_fake)
+
+
+def _own(result):
+    """Not as a view: autograd would not let the output of an op be changed in place then."""
+    if result is None or not result._is_view():
+        return result
+    storage = result.untyped_storage(), result.storage_offset(), result.shape, result.stride()
+    return result.new_empty(0).set_(*storage)
 
 
 _load_all()

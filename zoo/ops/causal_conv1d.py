@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.errors import ZooError
-from zoo.ops._library import register_reference
-
-WIDTHS = (2, 3, 4)
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+from zoo.ops import _registered
+from zoo.ops._checks import FLOATS
+from zoo.ops._library import register
+from zoo.ops._registered import MAX_WIDTH
 
 
 def causal_conv1d(
@@ -31,7 +31,7 @@ def causal_conv1d(
     Args:
         x: [B, D, L], any strides; both channel by channel and position by position (channel-last)
             are fast.
-        weight: [D, W] with W = 2, 3 or 4.
+        weight: [D, W] with W from 1 to 64; 2, 3 and 4 have kernels of their own.
         bias: [D].
         seq_idx: int32 [B, L], the sequence that each position belongs to where several are packed:
             a tap on another sequence counts as zero. Negative marks padding, whose output is zero.
@@ -118,7 +118,7 @@ def causal_conv1d_update(
         x: new inputs, [B, D] or [B, D, L].
         conv_state: [B, D, S] with S at least W - 1: the inputs before them, the newest last. They
             move up to make room for x.
-        weight: [D, W] with W = 2, 3 or 4.
+        weight: [D, W] with W from 1 to 64.
         bias: [D].
         activation: None, or "silu" ("swish" is the same).
         cache_seqlens: int32 [B]. If given, ``conv_state`` is a circular buffer instead: the inputs
@@ -165,14 +165,15 @@ def causal_conv1d_update_reference(
     size, width, length = conv_state.shape[2], weight.shape[1], new.shape[2]
     if cache_seqlens is None:
         before = conv_state[:, :, size - (width - 1) :].clone()
-        conv_state.copy_(torch.cat([conv_state, new], dim=2)[:, :, -size:])
+        conv_state.copy_(torch.cat([conv_state, new], dim=2)[:, :, length:])
     else:
-        columns = torch.arange(1 - width, length, device=x.device) + cache_seqlens[:, None]
-        columns = columns.remainder(size)[:, None].expand(-1, x.shape[1], -1)  # [B, D, W - 1 + L]
-        before = conv_state.gather(2, columns[:, :, : width - 1])
+        positions = torch.arange(1 - width, length, device=x.device) + cache_seqlens[:, None]
+        columns = positions.remainder(max(size, 1))[:, None].expand(-1, x.shape[1], -1)
+        before, columns = columns.split([width - 1, length], dim=2)  # [B, D, W - 1], [B, D, L]
+        before = conv_state.gather(2, before)
         # of positions that share a column the last one stays
         kept = min(length, size)
-        conv_state.scatter_(2, columns[:, :, -kept:], new[:, :, length - kept :])
+        conv_state.scatter_(2, columns[:, :, length - kept :], new[:, :, length - kept :])
     out = causal_conv1d_reference(new, weight, bias, initial_states=before, activation=activation)
     assert isinstance(out, Tensor)
     return out if x.dim() == 3 else out[..., 0]
@@ -208,16 +209,17 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, initial_states: Tenso
 
 def _check_weights(wrong: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     dim = x.shape[1]
-    if weight.dim() != 2 or weight.shape[0] != dim or weight.shape[1] not in WIDTHS:
+    if weight.dim() != 2 or weight.shape[0] != dim or not 1 <= weight.shape[1] <= MAX_WIDTH:
         raise wrong(
-            f"weight must be [{dim}, width] with width 2, 3 or 4 to fit x, got {list(weight.shape)}"
+            f"weight must be [{dim}, width] with a width of 1 to {MAX_WIDTH} to fit x, got "
+            f"{list(weight.shape)}"
         )
     if bias is not None and bias.shape != (dim,):
         raise wrong(f"bias must be [{dim}] to fit x, got {list(bias.shape)}")
     for name, t in (("x", x), ("weight", weight), ("bias", bias)):
         if t is None:
             continue
-        if t.dtype not in _FLOATS:
+        if t.dtype not in FLOATS:
             raise wrong(f"{name} must be float32, bfloat16, float16 or float64, got {t.dtype}")
         if t.device != x.device:
             raise wrong(f"{name} is on {t.device} and x on {x.device}; move them to one device")
@@ -311,7 +313,10 @@ def _reference_backward(
         )
         wanted = [t for t in leaves if t is not None]
         found = iter(torch.autograd.grad(out, wanted, dout))
-    dx, dweight, dbias, dinitial = (x.new_empty(0) if t is None else next(found) for t in leaves)
+    nothing = weight.new_empty(0) if bias is None else x.new_empty(0)
+    dx, dweight, dbias, dinitial = (
+        nothing if t is None else next(found).contiguous() for t in leaves
+    )
     return _like(x).copy_(dx), dweight, dbias, dinitial
 
 
@@ -332,28 +337,10 @@ def _like(x: Tensor) -> Tensor:
     """Uninitialised memory laid out as x, of which one of the last two dimensions has stride 1."""
     B, D, L = x.shape
     if x.stride(2) != 1:
-        return x.new_empty(B, L, D).transpose(1, 2)
+        return x.new_empty_strided((B, D, L), (D * L, 1, D))
     return x.new_empty(B, D, L)
 
 
-register_reference("causal_conv1d", _reference)
-register_reference("causal_conv1d_backward", _reference_backward)
-register_reference("causal_conv1d_update", _reference_update)
-
-
-@torch.library.register_fake("zoo::causal_conv1d")
-def _fake(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    seq_idx: Tensor | None,
-    initial_states: Tensor | None,
-    silu: bool,
-) -> Tensor:
-    return _like(x)
-
-
-@torch.library.register_fake("zoo::causal_conv1d_backward")
 def _fake_backward(
     dout: Tensor,
     x: Tensor,
@@ -363,21 +350,29 @@ def _fake_backward(
     initial_states: Tensor | None,
     silu: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dbias = x.new_empty(0) if bias is None else torch.empty_like(bias)
+    dbias = weight.new_empty(0) if bias is None else torch.empty_like(bias)
     dinitial = x.new_empty(0) if initial_states is None else x.new_empty(initial_states.shape)
     return _like(x), weight.new_empty(weight.shape), dbias, dinitial
 
 
-@torch.library.register_fake("zoo::causal_conv1d_update")
-def _fake_update(
-    x: Tensor,
-    conv_state: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    cache_seqlens: Tensor | None,
-    silu: bool,
-) -> Tensor:
-    return x.new_empty(x.shape)
+register(
+    "causal_conv1d",
+    check=_registered.causal_conv1d,
+    reference=_reference,
+    fake=lambda x, *others: _like(x),
+)
+register(
+    "causal_conv1d_backward",
+    check=_registered.causal_conv1d_backward,
+    reference=_reference_backward,
+    fake=_fake_backward,
+)
+register(
+    "causal_conv1d_update",
+    check=_registered.causal_conv1d_update,
+    reference=_reference_update,
+    fake=lambda x, *others: x.new_empty(x.shape),
+)
 
 
 def _keep(ctx: Any, inputs: tuple, output: Tensor) -> None:

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.errors import ZooError
-from zoo.ops._library import register_reference
+from zoo.ops._checks import FLOATS
+from zoo.ops._library import register
 
 ORDERS = ("cross2d", "atrous")
 
@@ -27,23 +28,20 @@ def cross_scan(x: Tensor, order: str = "cross2d") -> Tensor:
     and the even and odd columns, column after column.
 
     Args:
-        x: [B, C, H, W] of any floating dtype and any strides (channel-last is as fast).
+        x: [B, C, H, W] in float32, bfloat16, float16 or float64, of any strides (channel-last is as
+            fast).
         order: "cross2d" or "atrous".
 
     Returns:
         [B, K, C, L], contiguous, in the dtype of x; differentiable.
 
     Raises:
-        ZooError: if x is not a map of floating-point numbers, is empty in C, H or W, or the order
+        ZooError: if x is not a map in one of these dtypes, is empty in C, H or W, or the order
             is unknown.
     """
-    if x.dim() != 4 or 0 in x.shape[1:]:
-        raise ZooError(
-            "cross_scan: x must be [batch, channels, height, width], none of the last three 0, "
-            f"got {list(x.shape)}"
-        )
-    _check_dtype("cross_scan", "x", x)
-    return torch.ops.zoo.cross_scan(x, _is_atrous("cross_scan", order))
+    atrous = _is_atrous("cross_scan", order)
+    _check_scan(x, atrous)
+    return torch.ops.zoo.cross_scan(x, atrous)
 
 
 def cross_merge(ys: Tensor, height: int, width: int, order: str = "cross2d") -> Tensor:
@@ -53,7 +51,7 @@ def cross_merge(ys: Tensor, height: int, width: int, order: str = "cross2d") -> 
     one place it came from and cuts the padding off.
 
     Args:
-        ys: [B, K, C, L] with K and L as :func:`cross_scan` makes them, any floating dtype, any
+        ys: [B, K, C, L] with K and L as :func:`cross_scan` makes them, in one of its dtypes, of any
             strides.
         height, width: of the map.
         order: "cross2d" or "atrous".
@@ -65,13 +63,7 @@ def cross_merge(ys: Tensor, height: int, width: int, order: str = "cross2d") -> 
         ZooError: if ys does not have the shape that the map's size and the order ask for.
     """
     atrous = _is_atrous("cross_merge", order)
-    ways, length = _sequences(height, width, atrous)
-    if ys.dim() != 4 or ys.shape[1] != ways or ys.shape[3] != length or 0 in ys.shape[1:]:
-        raise ZooError(
-            f"cross_merge: for a map of {height} x {width} and order '{order}', ys must be "
-            f"[batch, {ways}, channels, {length}], got {list(ys.shape)}"
-        )
-    _check_dtype("cross_merge", "ys", ys)
+    _check_merge(ys, height, width, atrous)
     return torch.ops.zoo.cross_merge(ys, height, width, atrous)
 
 
@@ -114,31 +106,56 @@ def _sequences(height: int, width: int, atrous: bool) -> tuple[int, int]:
     return (4, ((height + 1) // 2) * ((width + 1) // 2)) if atrous else (2, height * width)
 
 
+def _check_scan(x: Tensor, atrous: bool) -> None:
+    if x.dim() != 4 or 0 in x.shape[1:]:
+        raise ZooError(
+            "cross_scan: x must be [batch, channels, height, width], none of the last three 0, "
+            f"got {list(x.shape)}"
+        )
+    _check_dtype("cross_scan", "x", x)
+
+
+def _check_merge(ys: Tensor, height: int, width: int, atrous: bool) -> None:
+    if height < 1 or width < 1:
+        raise ZooError(f"cross_merge: the map must not be empty, got {height} x {width}")
+    ways, length = _sequences(height, width, atrous)
+    if ys.dim() != 4 or ys.shape[1] != ways or ys.shape[3] != length or 0 in ys.shape[1:]:
+        raise ZooError(
+            f"cross_merge: for a map of {height} x {width} and order '{_order(atrous)}', ys must "
+            f"be [batch, {ways}, channels, {length}], got {list(ys.shape)}"
+        )
+    _check_dtype("cross_merge", "ys", ys)
+
+
 def _check_dtype(op: str, name: str, t: Tensor) -> None:
-    if not t.is_floating_point():
-        raise ZooError(f"{op}: {name} must be floating point, got {t.dtype}")
+    if t.dtype not in FLOATS:
+        raise ZooError(f"{op}: {name} must be float32, bfloat16, float16 or float64, got {t.dtype}")
+    if t.layout != torch.strided:
+        raise ZooError(f"{op}: {name} must be an ordinary (strided) tensor, got {t.layout}")
 
 
 def _order(atrous: bool) -> str:
     return "atrous" if atrous else "cross2d"
 
 
-register_reference("cross_scan", lambda x, atrous: cross_scan_reference(x, _order(atrous)))
-register_reference(
-    "cross_merge", lambda ys, H, W, atrous: cross_merge_reference(ys, H, W, _order(atrous))
-)
-
-
-@torch.library.register_fake("zoo::cross_scan")
 def _fake_scan(x: Tensor, atrous: bool) -> Tensor:
     B, C, H, W = x.shape
     ways, length = _sequences(H, W, atrous)
     return x.new_empty(B, ways, C, length)
 
 
-@torch.library.register_fake("zoo::cross_merge")
-def _fake_merge(ys: Tensor, height: int, width: int, atrous: bool) -> Tensor:
-    return ys.new_empty(ys.shape[0], ys.shape[2], height, width)
+register(
+    "cross_scan",
+    check=_check_scan,
+    reference=lambda x, atrous: cross_scan_reference(x, _order(atrous)),
+    fake=_fake_scan,
+)
+register(
+    "cross_merge",
+    check=_check_merge,
+    reference=lambda ys, H, W, atrous: cross_merge_reference(ys, H, W, _order(atrous)),
+    fake=lambda ys, H, W, atrous: ys.new_empty(ys.shape[0], ys.shape[2], H, W),
+)
 
 
 def _keep_scan(ctx: Any, inputs: tuple, output: Tensor) -> None:

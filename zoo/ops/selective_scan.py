@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.errors import ZooError
-from zoo.ops._library import register_reference
-
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+from zoo.ops import _registered
+from zoo.ops._checks import FLOATS
+from zoo.ops._library import register
 
 
 def selective_scan(
@@ -239,7 +239,7 @@ def _check(
     if B.dim() == C.dim() == 4 and B.shape[1] != C.shape[1]:
         raise wrong(f"B has {B.shape[1]} groups and C has {C.shape[1]}; both must have the same")
 
-    if u.dtype not in _FLOATS:
+    if u.dtype not in FLOATS:
         raise wrong(f"u must be float32, bfloat16, float16 or float64, got {u.dtype}")
     sequences = {"delta": delta, "z": z, "B": B, "C": C}
     for name, t in sequences.items():
@@ -316,10 +316,14 @@ def _reference_backward(
     with torch.enable_grad():
         leaves: list[Any] = [None if t is None else t.detach().requires_grad_() for t in given]
         out, last_state, _ = _reference(*leaves, reset, *settings)  # type: ignore[call-arg, arg-type]
-        pairs = [(out, dout), (last_state, dlast_state)]
-        outputs, doutputs = zip(*((o, d) for o, d in pairs if d is not None), strict=True)
+        doutputs = [
+            torch.zeros_like(o) if d is None else d
+            for o, d in ((out, dout), (last_state, dlast_state))
+        ]
         wanted = [t for t in leaves if t is not None]
-        found = iter(torch.autograd.grad(outputs, wanted, doutputs, materialize_grads=True))
+        found = iter(
+            torch.autograd.grad((out, last_state), wanted, doutputs, materialize_grads=True)
+        )
     for grad, t in zip(grads, leaves, strict=True):
         if t is not None:
             grad.copy_(next(found))
@@ -355,25 +359,17 @@ def _gradients(
     )  # fmt: skip
 
 
-register_reference("selective_scan", _reference)
-register_reference("selective_scan_backward", _reference_backward)
+def _fake(u: Tensor, delta: Tensor, A: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(u), A.new_empty(u.shape[0], *A.shape), _borders(u, A, rest[-1])
 
 
-@torch.library.register_fake("zoo::selective_scan")
-def _(
-    u: Tensor, delta: Tensor, A: Tensor, *rest: Tensor | bool | int | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    chunk = rest[-1]
-    assert isinstance(chunk, int)
-    last_state = A.new_empty(u.shape[0], *A.shape)
-    return torch.empty_like(u), last_state, _borders(u, A, chunk)
-
-
-@torch.library.register_fake("zoo::selective_scan_backward")
-def _(
-    dout: Tensor | None, dlast_state: Tensor | None, borders: Tensor, *rest: Any
-) -> tuple[Tensor, ...]:
-    return _gradients(*rest[:9])
+register("selective_scan", check=_registered.selective_scan, reference=_reference, fake=_fake)
+register(
+    "selective_scan_backward",
+    check=_registered.selective_scan_backward,
+    reference=_reference_backward,
+    fake=lambda dout, dlast_state, borders, *rest: _gradients(*rest[:9]),
+)
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.errors import ZooError
-from zoo.ops._library import register_reference
-
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+from zoo.ops import _registered
+from zoo.ops._checks import FLOATS
+from zoo.ops._library import register
 
 
 def selective_state_update(
@@ -135,6 +136,8 @@ def _check(
             f"{list(state.shape)}"
         )
     batch, heads, n = state.shape[0], state.shape[1], state.shape[-1]
+    if 0 in state.shape[1:]:
+        raise wrong(f"only the batch may be 0, got a state of {list(state.shape)}")
 
     def expect(name: str, t: Tensor | None, shape: tuple) -> None:
         if t is not None and t.shape != shape:
@@ -160,7 +163,7 @@ def _check(
     for name, t in tensors.items():
         if t is None:
             continue
-        if t.dtype not in _FLOATS or (t.dtype == torch.float64) != (x.dtype == torch.float64):
+        if t.dtype not in FLOATS or (t.dtype == torch.float64) != (x.dtype == torch.float64):
             raise wrong(
                 f"{name} is {t.dtype} and x is {x.dtype}; all must be of float32, bfloat16 and "
                 "float16, or all of float64"
@@ -169,9 +172,14 @@ def _check(
             raise wrong(f"{name} is on {t.device} and x on {x.device}; move them to one device")
 
 
-register_reference("selective_state_update", selective_state_update_reference)
+def _check_registered(*given: Any) -> None:
+    _check(*given[:-1])
+    _registered.selective_state_update(*given)
 
 
-@torch.library.register_fake("zoo::selective_state_update")
-def _fake(state: Tensor, x: Tensor, *rest: Tensor | bool | None) -> Tensor:
-    return x.new_empty(x.shape)
+register(
+    "selective_state_update",
+    check=_check_registered,
+    reference=selective_state_update_reference,
+    fake=lambda state, x, *rest: x.new_empty(x.shape),
+)

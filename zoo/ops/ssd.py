@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.errors import ZooError
-from zoo.ops._library import register_reference
+from zoo.ops import _registered
+from zoo.ops._checks import FLOATS
+from zoo.ops._library import register
 from zoo.ops._ssd_chunked import ssd_chunked
 
 
@@ -66,7 +68,7 @@ def ssd(
         final states are differentiable, once.
 
     Raises:
-        ZooError: if shapes do not fit.
+        ZooError: if shapes, dtypes or devices do not fit.
     """
     _check(x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, chunk_size)
     signals = [t for t in (x, B, C, z) if t is not None]
@@ -179,9 +181,22 @@ def _check(x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, chunk_size) -
         "initial_states": (initial_states, (batch, heads, head_dim, d_state)),
         "seq_idx": (seq_idx, (batch, length)),
     }
-    for name, (tensor, shape) in expected.items():
-        if tensor is not None and tuple(tensor.shape) != shape:
+    for name, (tensor, shape) in {"x": (x, tuple(x.shape)), **expected}.items():
+        if tensor is None:
+            continue
+        if tuple(tensor.shape) != shape:
             raise ZooError(f"ssd: {name} has shape {tuple(tensor.shape)}, expected {shape}")
+        if tensor.device != x.device:
+            raise ZooError(
+                f"ssd: {name} is on {tensor.device} and x on {x.device}; move them to one device"
+            )
+        if name == "seq_idx":
+            if tensor.is_floating_point() or tensor.is_complex():
+                raise ZooError(f"ssd: seq_idx must be integers, got {tensor.dtype}")
+        elif tensor.dtype not in FLOATS:
+            raise ZooError(
+                f"ssd: {name} must be float32, bfloat16, float16 or float64, got {tensor.dtype}"
+            )
 
 
 def _span(x: Tensor) -> int:
@@ -211,7 +226,7 @@ def _reference(
     chunk_size: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     out, state = ssd_chunked(x, dt, A, B, C, D, z, initial_state, seq_idx, reverse, chunk_size)
-    return out.contiguous(), state, _borders(x, dt, B, span)
+    return out.contiguous(), state.contiguous(), _borders(x, dt, B, span)
 
 
 def _reference_backward(
@@ -222,10 +237,11 @@ def _reference_backward(
     with torch.enable_grad():
         leaves: list[Any] = [None if t is None else t.detach().requires_grad_() for t in given]
         out, state, _ = _reference(*leaves, *settings)
-        pairs = [(out, dout), (state, dlast_state)]
-        outputs, doutputs = zip(*((o, d) for o, d in pairs if d is not None), strict=True)
+        doutputs = [
+            torch.zeros_like(o) if d is None else d for o, d in ((out, dout), (state, dlast_state))
+        ]
         wanted = [t for t in leaves if t is not None]
-        found = iter(torch.autograd.grad(outputs, wanted, doutputs, materialize_grads=True))
+        found = iter(torch.autograd.grad((out, state), wanted, doutputs, materialize_grads=True))
     for grad, t in zip(grads, leaves, strict=True):
         if t is not None:
             grad.copy_(next(found))
@@ -255,22 +271,23 @@ def _gradients(
     )
 
 
-register_reference("ssd", _reference)
-register_reference("ssd_backward", _reference_backward)
-
-
-@torch.library.register_fake("zoo::ssd")
 def _fake(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    span = rest[-2]
     state = dt.new_empty(x.shape[0], x.shape[2], x.shape[3], B.shape[3])
-    return x.new_empty(x.shape), state, _borders(x, dt, B, span)
+    return x.new_empty(x.shape), state, _borders(x, dt, B, rest[-2])
 
 
-@torch.library.register_fake("zoo::ssd_backward")
-def _fake_backward(
-    dout: Tensor | None, dlast_state: Tensor | None, borders: Tensor, *rest: Any
-) -> tuple[Tensor, ...]:
-    return _gradients(*rest[:8])
+register(
+    "ssd",
+    check=lambda x, *others: _registered.ssd(_span(x), x, *others),
+    reference=_reference,
+    fake=_fake,
+)
+register(
+    "ssd_backward",
+    check=lambda *given: _registered.ssd_backward(_span(given[3]), *given),
+    reference=_reference_backward,
+    fake=lambda dout, dlast_state, borders, *rest: _gradients(*rest[:8]),
+)
 
 
 def _keep(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:

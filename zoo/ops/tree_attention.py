@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from zoo.ops._library import register_reference
+from zoo.errors import ZooError
+from zoo.ops._checks import Arguments
+from zoo.ops._library import register
+
+_MOST_DIM = 256
 
 
 def pack_ancestors(ancestors: Tensor) -> Tensor:
@@ -55,7 +61,8 @@ def tree_attention(
             ``h // (Hq / Hkv)``. With ``block_table``: pages ``[P, Hkv, page_size, D]``.
         kv_len: int64 ``[B]``, slots of the prefix.
         anc_bits: int64 ``[B, N, W]``, see :func:`pack_ancestors`; M <= 64 W.
-        tree_start: int64 ``[B]``, slot of the tree's first node, ``kv_len`` by default.
+        tree_start: int64 ``[B]``, slot of the tree's first node, ``kv_len`` by default. A node
+            inside of the prefix is seen once.
         block_table: int64 ``[B, pages]``: slot s of sequence b is slot ``s % page_size`` of page
             ``block_table[b, s // page_size]``.
         scale: factor of the scores, ``D ** -0.5`` by default.
@@ -67,7 +74,12 @@ def tree_attention(
         gradient is asked for, it is that of the reference, which makes the mask.
 
     Raises:
-        ValueError: shapes that do not fit together.
+        ZooError: shapes, dtypes or devices that do not fit together; on a CPU also ``kv_len``, a
+            node that somebody sees or ``block_table`` outside of the cache. On CUDA, where to look
+            would mean to wait, such a slot is left out and such a page is the last one; a library
+            built with ``ZOO_DEBUG=1`` looks there too.
+
+    A slot that no query sees is not read.
 
     The rule is that of Medusa (arXiv 2401.10774, section 2.1.2) and SpecInfer (arXiv 2305.09781).
     """
@@ -98,7 +110,10 @@ def tree_attention_reference(
     window: int,
 ) -> Tensor:
     """:func:`tree_attention` with a dense mask; differentiable in q, k and v."""
+    _check(q, k, v, kv_len, anc_bits, tree_start, block_table)
+    _check_values(k, kv_len, anc_bits, tree_start, block_table)
     if block_table is not None:
+        block_table = block_table.clamp(0, k.shape[0] - 1)  # what nobody sees may be anything
         k, v = (pages[block_table].transpose(1, 2).flatten(2, 3) for pages in (k, v))
     allowed = tree_mask(kv_len, anc_bits, tree_start, k.shape[2], window)  # [B, N, S]
     groups = q.shape[1] // k.shape[1]
@@ -153,13 +168,19 @@ def commit_path(
         kv_len, n: int64 ``[B]``.
         path: int64 ``[B, P]``, strictly increasing in the first ``n[b]`` places.
         tree_start: int64 ``[B]``, ``kv_len`` by default.
+
+    Raises:
+        ZooError: shapes, dtypes or devices that do not fit together; on a CPU also paths that do
+            not ascend, and slots outside of the cache. On CUDA such slots are left out; see
+            :func:`tree_attention`.
     """
-    if path.dim() != 2 or path.shape[0] != k.shape[0] or n.shape != kv_len.shape:
-        raise ValueError(
-            f"commit_path: path is {list(path.shape)}, n {list(n.shape)}, expected "
-            f"[{k.shape[0]}, P] and [{k.shape[0]}]"
+    if k.dim() != 4 or v.dim() != 4 or k.shape[:3] != v.shape[:3]:
+        raise ZooError(
+            f"commit_path: k is {list(k.shape)} and v {list(v.shape)}, expected [B, H, S, D] "
+            "with the same B, H and S"
         )
     start = kv_len if tree_start is None else tree_start
+    _check_commit(k, kv_len, path, n, start)
     arguments = [t.contiguous() for t in (kv_len, path, n, start)]
     for cache in (k, v):
         if cache.stride(-1) == 1:
@@ -172,24 +193,12 @@ def commit_path_reference(
     cache: Tensor, kv_len: Tensor, path: Tensor, n: Tensor, tree_start: Tensor
 ) -> None:
     """:func:`commit_path` of keys or values, by a gather and a scatter."""
+    _check_commit(cache, kv_len, path, n, tree_start)
+    _check_commit_values(cache, kv_len, path, n, tree_start)
     step = torch.arange(path.shape[1], device=path.device)
     rows, places = (step < n[:, None]).nonzero(as_tuple=True)
     source = tree_start[rows] + path[rows, places]
     cache[rows, :, kv_len[rows] + places] = cache[rows, :, source]
-
-
-register_reference("tree_attention", tree_attention_reference)
-register_reference("commit_path", commit_path_reference)
-
-
-@torch.library.register_fake("zoo::tree_attention")
-def _fake_tree_attention(q: Tensor, *arguments: object) -> Tensor:
-    return q.new_empty(q.shape)
-
-
-@torch.library.register_fake("zoo::commit_path")
-def _fake_commit_path(cache: Tensor, *arguments: object) -> None:
-    return None
 
 
 def _check(
@@ -201,30 +210,128 @@ def _check(
     tree_start: Tensor | None,
     block_table: Tensor | None,
 ) -> None:
-    if q.dim() != 4 or k.dim() != 4 or k.shape != v.shape:
-        raise ValueError(
-            f"tree_attention: q is {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}; expected "
-            "[B, Hq, N, D] and twice [B, Hkv, S, D]"
-        )
+    given = Arguments("tree_attention", "q", q)
+    given.is_float("q", q)
+    given.has_dims("q", q, "B Hq N D")
+    given.has_dims("k", k, "B Hkv S D" if block_table is None else "P Hkv page_size D")
+    given.has_dims("anc_bits", anc_bits, "B N W")
     batch, heads, nodes, dim = q.shape
-    if k.shape[3] != dim or heads % k.shape[1] or (block_table is None and k.shape[0] != batch):
-        raise ValueError(
-            f"tree_attention: q {list(q.shape)} does not fit k {list(k.shape)}: batch and head "
-            "dimension must agree, and the query heads must be a multiple of the key heads"
-        )
-    if dim > 256:
-        raise ValueError(f"tree_attention: head dimension {dim} is above 256")
-    if anc_bits.dim() != 3 or anc_bits.shape[:2] != (batch, nodes):
-        raise ValueError(
-            f"tree_attention: anc_bits is {list(anc_bits.shape)}, expected [{batch}, {nodes}, W]"
-        )
-    lengths = [("kv_len", kv_len)]
-    if tree_start is not None:
-        lengths.append(("tree_start", tree_start))
-    for name, length in lengths:
-        if length.shape != (batch,):
-            raise ValueError(f"tree_attention: {name} is {list(length.shape)}, expected [{batch}]")
-    if block_table is not None and (block_table.dim() != 2 or block_table.shape[0] != batch):
-        raise ValueError(
-            f"tree_attention: block_table is {list(block_table.shape)}, expected [{batch}, pages]"
-        )
+    pool, kv_heads, slots, _ = k.shape
+    given.that(
+        kv_heads > 0 and heads % kv_heads == 0,
+        f"{heads} query heads are not a multiple of {kv_heads} key heads",
+    )
+    given.that(dim <= _MOST_DIM, f"head dimension {dim} is above {_MOST_DIM}")
+    given.that(anc_bits.shape[2] > 0, "anc_bits has no words, but a query is its own ancestor")
+    for name, t in (("k", k), ("v", v)):
+        given.fits(name, t, (batch if block_table is None else pool, kv_heads, slots, dim), q.dtype)
+    given.fits("kv_len", kv_len, (batch,), torch.int64)
+    given.fits("anc_bits", anc_bits, (batch, nodes, None), torch.int64)
+    given.fits("tree_start", tree_start, (batch,), torch.int64)
+    given.fits("block_table", block_table, (batch, None), torch.int64)
+    given.that(
+        block_table is None or (pool > 0 and slots > 0),
+        f"k is {list(k.shape)}, but needs pages, and slots in them",
+    )
+
+
+def _check_commit(
+    cache: Tensor, kv_len: Tensor, path: Tensor, n: Tensor, tree_start: Tensor
+) -> Arguments:
+    given = Arguments("commit_path", "the cache", cache)
+    given.has_dims("the cache", cache, "B H S D")
+    batch = cache.shape[0]
+    given.fits("kv_len", kv_len, (batch,), torch.int64)
+    given.fits("path", path, (batch, None), torch.int64)
+    given.fits("n", n, (batch,), torch.int64)
+    given.fits("tree_start", tree_start, (batch,), torch.int64)
+    return given
+
+
+def _check_values(
+    k: Tensor, kv_len: Tensor, anc_bits: Tensor, tree_start: Tensor, block_table: Tensor | None
+) -> None:
+    """What the kernels for the CPU check (csrc/tree_attention/values.h), in a graph as well."""
+    slots = k.shape[2] if block_table is None else k.shape[2] * block_table.shape[1]
+    _assert(((kv_len >= 0) & (kv_len <= slots)).all(), "kv_len is outside of the cache")
+    nodes = anc_bits.shape[2] * 64
+    seen = unpack_ancestors(anc_bits, nodes).any(1)  # [B, M]
+    slot = tree_start[:, None] + torch.arange(nodes, device=k.device)
+    inside = (slot >= 0) & (slot < slots)
+    _assert((inside | ~seen).all(), "tree_start puts a node outside of the cache")
+    if block_table is None:
+        return
+    used = torch.arange(slots, device=k.device) < kv_len[:, None]  # [B, S]
+    used = used.scatter_reduce(1, slot.where(inside, 0), seen & inside, "amax") if slots else used
+    used = used.unflatten(1, (-1, k.shape[2])).any(2)  # [B, pages]
+    right = (block_table >= 0) & (block_table < k.shape[0])
+    _assert((right | ~used).all(), "block_table names a page that does not exist")
+
+
+def _check_commit_values(
+    cache: Tensor, kv_len: Tensor, path: Tensor, n: Tensor, tree_start: Tensor
+) -> None:
+    slots, places = cache.shape[2], torch.arange(path.shape[1], device=path.device)
+    counts = places < n[:, None]  # [B, P]
+    source = tree_start[:, None] + path
+    known = (path >= 0) & (path < slots) & (source >= 0) & (source < slots)
+    ascends = torch.ones_like(known)
+    ascends[:, 1:] = path[:, 1:] > path[:, :-1]
+    room = (kv_len >= 0) & (kv_len <= slots - n)
+    right = (n >= 0) & (n <= path.shape[1]) & (room | (n == 0))
+    _assert(right.all(), "n or kv_len is outside of the path or the cache", "commit_path")
+    _assert((known | ~counts).all(), "a slot of path is outside of the cache", "commit_path")
+    _assert((ascends | ~counts).all(), "path must ascend", "commit_path")
+
+
+def _assert(holds: Tensor, otherwise: str, op: str = "tree_attention") -> None:
+    """On CUDA the indexing checks for itself, and to look would mean to wait."""
+    if holds.device.type == "cpu":
+        torch._assert_async(holds, f"{op}: {otherwise}")
+
+
+def _check_registered(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kv_len: Tensor,
+    anc_bits: Tensor,
+    tree_start: Tensor,
+    block_table: Tensor | None,
+    scale: float,
+    window: int,
+) -> None:
+    _check(q, k, v, kv_len, anc_bits, tree_start, block_table)
+    given = Arguments("tree_attention", "q", q)
+    for name, t in (("q", q), ("k", k), ("v", v)):
+        given.last_contiguous(name, t)
+    indices = {"kv_len": kv_len, "anc_bits": anc_bits, "tree_start": tree_start,
+               "block_table": block_table}  # fmt: skip
+    for name, index in indices.items():
+        given.that(index is None or index.is_contiguous(), f"{name} must be contiguous")
+
+
+def _check_registered_commit(cache: Tensor, *indices: Tensor) -> None:
+    given = _check_commit(cache, *indices)
+    given.last_contiguous("the cache", cache)
+    for name, index in zip(("kv_len", "path", "n", "tree_start"), indices, strict=True):
+        given.that(index.is_contiguous(), f"{name} must be contiguous")
+    given.will_change("the cache", cache, *indices)
+
+
+def _fake_commit(*arguments: Any) -> None:
+    return None
+
+
+register(
+    "tree_attention",
+    check=_check_registered,
+    reference=tree_attention_reference,
+    fake=lambda q, *others: q.new_empty(q.shape),
+)
+register(
+    "commit_path",
+    check=_check_registered_commit,
+    reference=commit_path_reference,
+    fake=_fake_commit,
+)

@@ -12,6 +12,10 @@
 
 namespace zoo {
 
+inline bool is_on_kernels_device(const Tensor& t) { return t.is_cpu(); }
+
+inline Tensor on_cpu(const Tensor& t) { return t; }
+
 struct OnDevice {
   explicit OnDevice(const Tensor&) {}
   void* stream = nullptr;
