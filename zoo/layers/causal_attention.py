@@ -23,9 +23,9 @@ def rotary(
         base: of the wave lengths.
         interleaved: pairs are neighbours (GPT-J), not from both halves (GPT-NeoX, Llama).
     """
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    frequencies = base ** (-torch.arange(0, dim, 2, device=x.device, dtype=dtype) / dim)
-    angles = positions.to(dtype)[..., None] * frequencies  # [(B,) n, dim / 2]
+    exact = torch.promote_types(x.dtype, torch.float32)
+    frequencies = base ** (-torch.arange(0, dim, 2, device=x.device, dtype=exact) / dim)
+    angles = positions.to(exact)[..., None] * frequencies  # [(B,) n, dim / 2]
     angles = angles if positions.dim() == 1 else angles[:, None]
     cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
     turned, rest = x[..., :dim], x[..., dim:]

@@ -12,6 +12,7 @@ from timm.layers import SelectAdaptivePool2d
 from torch import Tensor, nn
 
 from zoo.errors import ZooError
+from zoo.layers.precision import at_least_fp32
 from zoo.layers.ss2d import Permute
 from zoo.models.vision._backbone import Backbone, make_head
 
@@ -214,7 +215,7 @@ def resize_map(x: Tensor, size: Sequence[int]) -> Tensor:
     """A map [1, C, h, w] in another size, bicubic."""
     if tuple(x.shape[2:]) == tuple(size):
         return x
-    return F.interpolate(x.float(), size=tuple(size), mode="bicubic").to(x.dtype)
+    return F.interpolate(at_least_fp32(x), size=tuple(size), mode="bicubic").to(x.dtype)
 
 
 def _init_linear(module: nn.Module) -> None:

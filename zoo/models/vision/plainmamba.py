@@ -348,7 +348,7 @@ def resize_pos_embed(pos_embed: Tensor, old: tuple[int, int], new: tuple[int, in
     """Position embedding [1, L, C] of one grid for another (bicubic)."""
     if old == new:
         return pos_embed
-    grid = pos_embed.float().unflatten(1, old).permute(0, 3, 1, 2)
+    grid = at_least_fp32(pos_embed).unflatten(1, old).permute(0, 3, 1, 2)
     grid = F.interpolate(grid, size=new, mode="bicubic")
     return grid.flatten(2).transpose(1, 2).to(pos_embed.dtype)
 

@@ -69,8 +69,8 @@ class Pruning(NamedTuple):
         """Importance [B, n] from each direction's output before the gate z, both [B, n, d]."""
         with torch.no_grad():
             if self.score == "official_code":
-                return (ys[-1] * F.silu(z)).float().sum(-1).flip(1)
-            return SCORES[self.score](reduce(add, ys).float() / len(ys))
+                return at_least_fp32(ys[-1] * F.silu(z)).sum(-1).flip(1)
+            return SCORES[self.score](at_least_fp32(reduce(add, ys)) / len(ys))
 
     def drop(
         self, streams: list[Tensor], places: Tensor, chosen: Tensor

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from zoo.errors import ZooError
 from zoo.layers.mamba import Mamba
 from zoo.layers.norms import add_norm
+from zoo.layers.precision import at_least_fp32
 from zoo.models.vision._backbone import Backbone, drop_path_rates, make_head, register_backbone
 
 POOLS = ("none", "mean", "max", "all")
@@ -164,7 +165,7 @@ class Vim(Backbone):
         if old == new:
             return pos_embed
         places = self.token_positions(math.prod(old))
-        grid = _without(pos_embed, places).float().unflatten(1, old).permute(0, 3, 1, 2)
+        grid = at_least_fp32(_without(pos_embed, places)).unflatten(1, old).permute(0, 3, 1, 2)
         grid = F.interpolate(grid, size=new, mode="bicubic")
         resized = grid.flatten(2).transpose(1, 2).to(pos_embed.dtype)
         for place, target in zip(places, self.token_positions(math.prod(new)), strict=True):
