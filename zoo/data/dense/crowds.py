@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate
 from torchvision.transforms.v2 import functional as tf
 
-from zoo.data.formats.maps import MapDataModule, SmallSample, reading, write_image
+from zoo.data.formats.files import reading
+from zoo.data.formats.maps import MapDataModule, SmallSample, write_image
 from zoo.data.formats.pictures import read_picture
 from zoo.errors import ZooError
 

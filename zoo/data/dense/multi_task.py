@@ -14,14 +14,8 @@ from torch.nn.functional import pad
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from zoo.data.formats.maps import (
-    MapDataModule,
-    SmallSample,
-    read_image,
-    read_labels,
-    reading,
-    write_image,
-)
+from zoo.data.formats.files import reading
+from zoo.data.formats.maps import MapDataModule, SmallSample, read_image, read_labels, write_image
 from zoo.data.synthetic.mode_scenes import draw_modes
 from zoo.errors import ZooError
 from zoo.losses.segmentation import IGNORE

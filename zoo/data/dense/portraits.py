@@ -22,14 +22,8 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from zoo.data.formats.maps import (
-    MapDataModule,
-    SmallSample,
-    read_image,
-    read_labels,
-    reading,
-    write_image,
-)
+from zoo.data.formats.files import reading
+from zoo.data.formats.maps import MapDataModule, SmallSample, read_image, read_labels, write_image
 from zoo.models.dense.sinet import PORTRAIT_MEAN, PORTRAIT_STD
 
 FOREGROUND = 200

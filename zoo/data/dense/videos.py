@@ -17,14 +17,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import resize
 
-from zoo.data.formats.maps import (
-    MapDataModule,
-    SmallSample,
-    read_image,
-    read_labels,
-    reading,
-    write_image,
-)
+from zoo.data.formats.files import reading
+from zoo.data.formats.maps import MapDataModule, SmallSample, read_image, read_labels, write_image
 from zoo.data.synthetic.lit_scenes import FRONTAL, OBLIQUE, draw_scene, render
 from zoo.errors import ZooError
 

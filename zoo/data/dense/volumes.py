@@ -19,7 +19,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from zoo.data.base import SampleKey, SeededDataset
-from zoo.data.formats.maps import MapDataModule, SmallSample, reading
+from zoo.data.formats.files import reading
+from zoo.data.formats.maps import MapDataModule, SmallSample
 from zoo.errors import ZooError
 
 SYNAPSE_CLASSES = (

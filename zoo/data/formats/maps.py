@@ -10,8 +10,7 @@ import json
 import os
 import shutil
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +22,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from zoo.data.base import DataModule, Source
+from zoo.data.formats.files import reading
 from zoo.data.formats.pictures import read_picture
 from zoo.errors import ZooError
 
@@ -182,24 +182,6 @@ def read_label_pixels(path: Path) -> np.ndarray:
     """Label file as it is stored: values or palette indices [H, W], or colours [H, W, C]."""
     with reading(path, "a picture of labels"), Image.open(path) as picture:
         return np.asarray(picture)
-
-
-@contextmanager
-def reading(path: Path, expected: str) -> Iterator[None]:
-    """Say in one line which file is missing or broken, whatever library reads it.
-
-    Raises:
-        ZooError: instead of the library's own error.
-    """
-    try:
-        yield
-    except ZooError:
-        raise
-    except FileNotFoundError:
-        raise ZooError(f"{path} is missing, expected {expected}") from None
-    except Exception as error:  # every format's library has its own
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ZooError(f"{path}: cannot be read ({reason[0]}), expected {expected}") from error
 
 
 def write_image(path: Path, pixels: np.ndarray) -> None:
