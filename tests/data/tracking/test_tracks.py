@@ -157,7 +157,7 @@ def test_frames_are_counted_by_the_names_of_their_files(tmp_path, name):
 def test_two_files_of_one_frame_are_an_error(tmp_path):
     for name in ("7.txt", "000007.txt"):
         (tmp_path / name).write_text("0," + row_of(7))
-    with pytest.raises(ZooError, match=r"are both frame 7"):
+    with pytest.raises(ZooError, match=r"both have the number 7"):
         read_detections(tmp_path)
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from zoo.data.formats.files import reading
+from zoo.data.formats.files import natural_sorted, reading
 from zoo.data.formats.maps import MapDataModule, SmallSample, read_image, read_labels, write_image
 from zoo.models.dense.sinet import PORTRAIT_MEAN, PORTRAIT_STD
 
@@ -88,7 +88,7 @@ class Portraits(MapDataModule):
             for n in numbers
         ]
         if split == "train":
-            for more in sorted((self.root / "Nukki").glob("*/input/*")):
+            for more in natural_sorted((self.root / "Nukki").glob("*/input/*")):
                 pairs.append((more, more.parents[1] / "target" / more.name))
         return pairs
 

@@ -56,6 +56,25 @@ def by_stem(paths: Iterable[Path]) -> dict[str, Path]:
     return found
 
 
+def numbered(paths: Iterable[Path]) -> dict[int, Path]:
+    """:func:`number_in` its name -> file, in order; files without a number are left out.
+
+    Raises:
+        ZooError: two files have one number.
+    """
+    found: dict[int, Path] = {}
+    for path in natural_sorted(paths):
+        number = number_in(path.name)
+        if number in found:
+            raise ZooError(
+                f"{path} and {found[number].name} both have the number {number}, expected one file "
+                "of each"
+            )
+        if number is not None:
+            found[number] = path
+    return dict(sorted(found.items()))
+
+
 def check_claim(path: Path, claimed: int, what: str, stored: int | None = None) -> None:
     """Compare what a file says it holds with the bytes that it has, before memory is taken.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import configparser
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from zoo.data.formats.box_tables import FRAME_FILE_COLUMNS, MOT_COLUMNS, BoxTable, read_boxes
-from zoo.data.formats.files import natural_sorted, number_in
+from zoo.data.formats.files import numbered
 from zoo.data.formats.pictures import PICTURE_SUFFIXES, read_picture
 from zoo.errors import ZooError
 
@@ -169,27 +169,14 @@ def frame_pictures(folder: Path) -> dict[int, Path]:
 def _picture_numbers(folder: Path) -> dict[int, Path]:
     """Number in its name -> picture of a clip, in order."""
     folder = folder / "img1" if (folder / "img1").is_dir() else folder
-    return _numbered(p for p in folder.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES)
-
-
-def _numbered(paths: Iterable[Path]) -> dict[int, Path]:
-    found: dict[int, Path] = {}
-    for path in natural_sorted(paths):
-        number = number_in(path.name)
-        if number in found:
-            raise ZooError(
-                f"{path} and {found[number].name} are both frame {number}, expected one file each"
-            )
-        if number is not None:
-            found[number] = path
-    return dict(sorted(found.items()))
+    return numbered(p for p in folder.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES)
 
 
 def _read_detections(path: Path) -> BoxTable:
     """The rows of a file, or of a file for each frame."""
     if not path.is_dir():
         return read_boxes(path, MOT_COLUMNS[:7], 7, LAYOUT)
-    files = _numbered(p for p in path.iterdir() if p.suffix.lower() in TABLE_SUFFIXES)
+    files = numbered(p for p in path.iterdir() if p.suffix.lower() in TABLE_SUFFIXES)
     if not files:
         raise ZooError(f"{path} holds no files such as 000001.txt, expected one for each frame")
     tables = {n: read_boxes(file, FRAME_FILE_COLUMNS, 6) for n, file in files.items()}

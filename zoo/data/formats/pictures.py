@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from zoo.data.formats.files import by_stem, natural_sorted
 from zoo.errors import ZooError
 
 #: File endings that are taken for pictures, lower case: what Pillow reads everywhere.
@@ -40,16 +41,33 @@ def read_picture(path: Path) -> Image.Image:
 
 
 def list_pictures(folder: Path) -> list[Path]:
-    """The picture files of a folder, sorted.
+    """The picture files of a folder in natural order.
 
     Raises:
         ZooError: it holds none.
     """
-    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES)
+    found = natural_sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES)
     if not found:
         endings = " ".join(sorted(PICTURE_SUFFIXES))
         raise ZooError(f"{folder} holds no pictures, expected files ending in {endings}")
     return found
+
+
+def paired(*folders: Path) -> list[tuple[Path, ...]]:
+    """The pictures of some folders that have one name, whatever their endings, in natural order.
+
+    Raises:
+        ZooError: a name is missing in one of them, or a folder holds no pictures.
+    """
+    found = [by_stem(list_pictures(folder)) for folder in folders]
+    for folder, names in zip(folders, found, strict=True):
+        for other, theirs in zip(folders, found, strict=True):
+            if lonely := [name for name in theirs if name not in names]:
+                raise ZooError(
+                    f"{folder} lacks {len(lonely)} of the {len(theirs)} pictures of {other}, such "
+                    f"as {theirs[lonely[0]].stem}; expected one of each name"
+                )
+    return [tuple(names[name] for names in found) for name in found[0]]
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
