@@ -289,6 +289,8 @@ def test_smoothed_copies_go_by_their_names(made, tmp_path):
 def test_coloured_labels_are_said(made, tmp_path):
     build("portraits", tmp_path / "set").source("train")
     path = tmp_path / "set" / "Portrait/GT_png/00001_mask.png"
-    Image.new("RGB", (64, 64)).save(path)
-    with pytest.raises(ZooError, match="3 channels, expected a picture of one, labels"):
+    colours = Image.new("RGB", (64, 64), "red")
+    colours.putpixel((0, 0), (0, 255, 0))
+    colours.save(path)
+    with pytest.raises(ZooError, match="a mask of 2 colours, none of them black"):
         build("portraits", tmp_path / "set").source("train")[0]

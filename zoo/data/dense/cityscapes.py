@@ -21,7 +21,8 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as tf
 
 from zoo.data.formats.files import natural_sorted
-from zoo.data.formats.maps import MapDataModule, SmallSample, read_image, read_labels, write_image
+from zoo.data.formats.labels import read_labels
+from zoo.data.formats.maps import MapDataModule, SmallSample, read_image, write_image
 from zoo.data.vision import ade20k
 from zoo.losses.segmentation import IGNORE
 
@@ -88,7 +89,7 @@ class Cityscapes(MapDataModule):
 
     def read(self, item: tuple[Path, Path]) -> dict[str, Any]:
         """Picture and labels of one sample."""
-        mask = _NUMBERS[read_labels(item[1]).astype(np.uint8)]
+        mask = _NUMBERS[np.clip(read_labels(item[1]), 0, IGNORE)]
         return {"image": read_image(item[0]), "mask": tv_tensors.Mask(mask)}
 
     def train_transform(self, sample: dict[str, Any]) -> dict[str, Tensor]:

@@ -13,7 +13,8 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from zoo.data.formats.maps import MapDataModule, SmallSample, read_image, read_labels, write_image
+from zoo.data.formats.labels import read_mask
+from zoo.data.formats.maps import MapDataModule, SmallSample, read_image, write_image
 from zoo.data.formats.pictures import list_pictures, paired
 
 
@@ -67,7 +68,7 @@ class Inpainting(MapDataModule):
 
     def read_mask(self, number: int) -> Tensor:
         """[1, S, S], 1: hole."""
-        mask = torch.from_numpy((read_labels(self._masks[number]) > 127).astype(np.uint8))
+        mask = torch.from_numpy((read_mask(self._masks[number]) == 1).astype(np.uint8))
         return self._resize(tv_tensors.Mask(mask[None])).as_subclass(Tensor).float()
 
     def _finish(self, sample: dict[str, Any], mask: Tensor) -> dict[str, Tensor]:

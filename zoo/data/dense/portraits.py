@@ -23,7 +23,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from zoo.data.formats.files import natural_sorted, reading
-from zoo.data.formats.maps import MapDataModule, SmallSample, read_image, read_labels, write_image
+from zoo.data.formats.labels import read_mask
+from zoo.data.formats.maps import MapDataModule, SmallSample, read_image, write_image
 from zoo.models.dense.sinet import PORTRAIT_MEAN, PORTRAIT_STD
 
 FOREGROUND = 200
@@ -94,7 +95,7 @@ class Portraits(MapDataModule):
 
     def read(self, item: tuple[Path, Path]) -> dict[str, Any]:
         """Picture and mask of one sample."""
-        mask = (read_labels(item[1]) > FOREGROUND).astype(np.uint8)
+        mask = read_mask(item[1], FOREGROUND)
         return {"image": read_image(item[0]), "mask": tv_tensors.Mask(mask)}
 
     def train_transform(self, sample: dict[str, Any]) -> dict[str, Tensor]:

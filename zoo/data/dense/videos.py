@@ -18,7 +18,8 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import resize
 
 from zoo.data.formats.files import natural_sorted, numbered, reading
-from zoo.data.formats.maps import MapDataModule, SmallSample, read_image, read_labels, write_image
+from zoo.data.formats.labels import read_labels
+from zoo.data.formats.maps import MapDataModule, SmallSample, read_image, write_image
 from zoo.data.synthetic.lit_scenes import FRONTAL, OBLIQUE, draw_scene, render
 from zoo.errors import ZooError
 

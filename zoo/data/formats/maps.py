@@ -22,7 +22,6 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from zoo.data.base import DataModule, Source
-from zoo.data.formats.files import reading
 from zoo.data.formats.pictures import read_picture
 from zoo.errors import ZooError
 
@@ -168,20 +167,6 @@ def make_once(maker: Maker, root: Path, sample: SmallSample) -> None:
 def read_image(path: Path) -> tv_tensors.Image:
     """Picture file -> uint8 [3, H, W], RGB."""
     return tv_tensors.Image(np.asarray(read_picture(path)).transpose(2, 0, 1).copy())
-
-
-def read_labels(path: Path) -> np.ndarray:
-    """Label file, a grey or palette picture -> its values, [H, W]."""
-    values = read_label_pixels(path)
-    if values.ndim != 2:
-        raise ZooError(f"{path}: {values.shape[2]} channels, expected a picture of one, labels")
-    return values
-
-
-def read_label_pixels(path: Path) -> np.ndarray:
-    """Label file as it is stored: values or palette indices [H, W], or colours [H, W, C]."""
-    with reading(path, "a picture of labels"), Image.open(path) as picture:
-        return np.asarray(picture)
 
 
 def write_image(path: Path, pixels: np.ndarray) -> None:

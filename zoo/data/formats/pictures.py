@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin
 
 from zoo.data.formats.files import by_stem, natural_sorted
 from zoo.errors import ZooError
@@ -14,6 +14,9 @@ from zoo.errors import ZooError
 PICTURE_SUFFIXES = frozenset(
     [".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"]
 )
+
+#: TIFF's tag for bands beyond the colours, and its values for alpha, premultiplied or not.
+EXTRA_SAMPLES, ALPHA_SAMPLES = 338, (1, 2)
 
 
 def read_picture(path: Path) -> Image.Image:
@@ -73,9 +76,15 @@ def paired(*folders: Path) -> list[tuple[Path, ...]]:
 def to_rgb(picture: Image.Image) -> Image.Image:
     """Turn a picture upright (EXIF) and into 8-bit RGB; transparent parts become white.
 
-    16-bit pictures are scaled by their full range, float ones from 0..1 (or 0..255).
+    16-bit pictures are scaled by their full range, float ones from 0..1 (or 0..255). The fourth
+    band of a TIFF file is left out unless the file says that it is alpha and it looks like it.
     """
     picture.load()
+    if isinstance(picture, TiffImagePlugin.TiffImageFile) and picture.mode == "RGBA":
+        says = picture.tag_v2.get(EXTRA_SAMPLES, (0,))[0] in ALPHA_SAMPLES
+        *colours, alpha = picture.split()
+        if not says or not is_alpha(np.asarray(alpha)):
+            picture = Image.merge("RGB", colours)
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I") or picture.mode == "F":
         picture = Image.fromarray(_to_8_bit(np.asarray(picture)))
@@ -84,6 +93,15 @@ def to_rgb(picture: Image.Image) -> Image.Image:
         white = Image.new("RGBA", picture.size, "white")
         picture = Image.alpha_composite(white, picture)
     return picture.convert("RGB")
+
+
+def is_alpha(values: np.ndarray) -> bool:
+    """Whether a band that is called alpha is one: all or nothing but for edges.
+
+    GDAL calls the fourth band of any file so unless it is told what it is, near infrared too.
+    """
+    full = 1 if values.dtype.kind == "f" else np.iinfo(values.dtype).max
+    return bool(np.isin(values, (0, 1, full)).mean() > 0.9)
 
 
 def _to_8_bit(values: np.ndarray) -> np.ndarray:

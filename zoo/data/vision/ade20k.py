@@ -27,7 +27,8 @@ from torchvision.transforms.v2 import functional as tf
 
 from zoo.data.formats.crops import crop_place
 from zoo.data.formats.files import natural_sorted
-from zoo.data.formats.maps import MapDataModule, SmallSample, read_image, read_labels, write_image
+from zoo.data.formats.labels import read_labels
+from zoo.data.formats.maps import MapDataModule, SmallSample, read_image, write_image
 from zoo.errors import ZooError
 from zoo.losses.segmentation import IGNORE
 
