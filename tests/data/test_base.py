@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from zoo.data.base import DataModule, EpochSampler, SampleKey, seeded
+from zoo.data.base import DataModule, EpochSampler, SampleKey, seeded, shares
 from zoo.errors import ZooError
 
 
@@ -115,6 +115,25 @@ def test_other_seed_other_order_and_noise():
     a, b = (batch[batch[:, 0].argsort()] for batch in batches)
     assert not torch.equal(batches[0][:, 0], batches[1][:, 0])
     assert torch.equal(a[:, 0], b[:, 0]) and not torch.equal(a[:, 1], b[:, 1])
+
+
+@pytest.mark.parametrize("count", [3, 5, 10, 11, 57, 1000])
+def test_shares_are_the_same_and_spread(count):
+    parts = shares(count)
+    assert sorted(i for part in parts.values() for i in part) == list(range(count))
+    assert len(parts["val"]) == len(parts["test"]) == max(1, round(count / 10))
+    assert shares(count) == parts and shares(count, test=0)["test"] == []
+    held = sorted(parts["val"] + parts["test"])
+    gaps = np.diff([-1, *held])
+    assert gaps.max() - gaps.min() <= 1, "held back from everywhere"
+    if count == 1000:
+        assert abs(np.mean(parts["val"]) - np.mean(parts["test"])) < 100, "in no fixed turn"
+
+
+def test_too_few_to_share():
+    with pytest.raises(ZooError, match="2 samples cannot be shared out: expected 3 or more"):
+        shares(2)
+    assert shares(2, test=0) == {"train": [0], "val": [1], "test": []}
 
 
 def test_wrong_sizes():

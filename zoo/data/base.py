@@ -250,6 +250,28 @@ class DataModule(pl.LightningDataModule, ABC):
         return self.trainer.global_rank, self.trainer.world_size
 
 
+def shares(count: int, val: float = 0.1, test: float = 0.1) -> dict[str, list[int]]:
+    """Indices of ``train``, ``val`` and ``test`` among samples that come in one part, in order.
+
+    The same for the same number, and spread evenly over the order of the samples. A part that has a
+    share gets one sample at least.
+
+    Raises:
+        ZooError: there are too few samples.
+    """
+    sizes = {"val": max(1, round(count * val)) if val else 0}
+    sizes["test"] = max(1, round(count * test)) if test else 0
+    held_back = sum(sizes.values())
+    if count <= held_back:
+        raise ZooError(f"{count} samples cannot be shared out: expected {held_back + 1} or more")
+    # the last of each of as many equal stretches, taken by test and val in turn
+    places = [(i + 1) * count // held_back - 1 for i in range(held_back)] if held_back else []
+    order = np.random.RandomState(0).permutation(held_back)
+    parts = {"val": sorted(places[i] for i in order[: sizes["val"]])}
+    parts["test"] = sorted(places[i] for i in order[sizes["val"] :])
+    return {"train": sorted(set(range(count)) - set(places)), **parts}
+
+
 def at_least(least: int, **settings: int) -> None:
     """Settings of a data module that are counts or sizes must not be smaller.
 

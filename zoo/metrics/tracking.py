@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zoo.data.formats.mot_files import Clip, write_tracks
+from zoo.data.formats.mot_files import Clip, write_annotations, write_tracks
 from zoo.errors import ZooError
 
 
@@ -23,7 +23,7 @@ def tracking_scores(clips: Sequence[Clip], tracks: Sequence[np.ndarray]) -> dict
     As there, what is matched to a distractor (a reflection, a person on a bicycle) is left out.
 
     Args:
-        clips: with annotations in their folder.
+        clips: with annotations.
         tracks: of each clip, (frame, number, left, top, width, height) [N, 6].
 
     Returns:
@@ -34,19 +34,19 @@ def tracking_scores(clips: Sequence[Clip], tracks: Sequence[np.ndarray]) -> dict
         ZooError: trackeval is not installed, or cannot read a file.
     """
     trackeval = _import_trackeval()
-    (root,) = {clip.folder.parent for clip in clips} or {Path()}
     metrics = [trackeval.metrics.HOTA()]
     quiet = {"PRINT_CONFIG": False}
     metrics += [trackeval.metrics.CLEAR(quiet), trackeval.metrics.Identity(quiet)]
     with tempfile.TemporaryDirectory() as folder:
         for clip, rows in zip(clips, tracks, strict=True):
-            write_tracks(Path(folder, "ours", f"{clip.name}.txt"), rows)
+            write_tracks(Path(folder, "trackers", "ours", f"{clip.name}.txt"), rows)
+            write_annotations(Path(folder, "truth", clip.name, "gt", "gt.txt"), clip.annotations)
         try:
             with contextlib.redirect_stdout(io.StringIO()):
                 data = trackeval.datasets.MotChallenge2DBox(
                     {
-                        "GT_FOLDER": str(root),
-                        "TRACKERS_FOLDER": folder,
+                        "GT_FOLDER": str(Path(folder, "truth")),
+                        "TRACKERS_FOLDER": str(Path(folder, "trackers")),
                         "TRACKERS_TO_EVAL": ["ours"],
                         "TRACKER_SUB_FOLDER": "",
                         "SEQ_INFO": {clip.name: clip.length for clip in clips},

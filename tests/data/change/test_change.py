@@ -2,8 +2,10 @@ import json
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 from PIL import Image
+from rasterio.transform import from_origin
 
 from zoo.data.change.change import SECOND, SECOND_COLOURS, SYSUCD, WHUCD, XBD, LEVIRCDPlus
 from zoo.data.formats.crops import crop_place
@@ -97,6 +99,110 @@ def test_the_authors_arrangement_and_lists(tmp_path):
         assert data.source("train")[0]["change"].min() == 1
 
 
+@pytest.mark.parametrize("value", [1, 255])
+@pytest.mark.parametrize("endings", [("png",) * 3, ("tif", "tif", "png"), ("jpg", "tif", "tif")])
+def test_pairs_of_any_ending_and_labels_of_any_value(tmp_path, value, endings):
+    pixels = np.random.default_rng(0).integers(0, 255, (20, 20, 3)).astype(np.uint8)
+    changed = np.zeros((20, 20), bool)
+    changed[3:9, 4:14] = True
+    label = changed.astype(np.uint8) * value
+    for split in ("train", "test"):
+        for folder, layer, ending in zip(
+            ("A", "B", "OUT"), (pixels, pixels, label), endings, strict=True
+        ):
+            (tmp_path / split / folder).mkdir(parents=True)
+            for name in ("2", "10"):
+                Image.fromarray(layer).save(tmp_path / split / folder / f"{name}.{ending}")
+    data = LEVIRCDPlus(str(tmp_path), crop=20)
+    assert [path[0].stem for path in data.files("train")] == ["2", "10"]
+    sample = data.source("val")[0]
+    assert np.array_equal(sample["change"], changed)
+    if endings[1] != "jpg":
+        assert np.array_equal(sample["post"], pixels.transpose(2, 0, 1))
+    (tmp_path / "train" / "OUT" / f"2.{endings[2]}").unlink()
+    with pytest.raises(ZooError, match="OUT lacks 1 of the 2 pictures of"):
+        data.files("train")
+
+
+def test_a_pair_is_read_by_one_scaling(tmp_path):
+    """Values of 16 bits, as satellites have them, with pixels of which nothing is known."""
+    values = np.random.default_rng(0).integers(500, 3000, (4, 20, 20)).astype(np.uint16)
+    values[:, :2] = 0
+    for split in ("train", "test"):
+        for folder in ("A", "B"):
+            (tmp_path / split / folder).mkdir(parents=True)
+            size = {"count": 4, "height": 20, "width": 20, "dtype": "uint16", "nodata": 0}
+            with rasterio.open(
+                tmp_path / split / folder / "x.tif",
+                "w",
+                "GTiff",
+                crs="EPSG:32632",
+                transform=from_origin(0, 0, 1, 1),
+                **size,
+            ) as file:
+                file.write(values if folder == "A" else values // 2)
+        write_image(tmp_path / split / "label" / "x.png", np.eye(20, dtype=np.uint8))
+    data = LEVIRCDPlus(str(tmp_path), crop=20, bands=(4, 1, 2), value_range=(0, 4000))
+    sample = data.source("train")[0]
+    for name, layer in (("pre", values), ("post", values // 2)):
+        wanted = np.round(layer[[3, 0, 1]] / 4000 * 255)
+        assert np.array_equal(sample[name], wanted)
+    change = np.eye(20, dtype=int)
+    change[:2] = 255
+    assert np.array_equal(sample["change"], change)
+    with pytest.raises(ZooError, match="value_range is"):
+        LEVIRCDPlus(str(tmp_path), value_range=(5, 5))
+
+
+@pytest.mark.parametrize(
+    ("folders", "parts"),
+    [
+        (["train", "val", "test"], (10, 10, 10)),
+        (["train", "test"], (10, 10, 10)),
+        (["train", "val"], (10, 10, 10)),
+        (["train"], (8, 1, 1)),
+    ],
+)
+def test_splits_without_a_folder(tmp_path, folders, parts, caplog):
+    pixels = np.zeros((4, 4, 3), np.uint8)
+    for split in folders:
+        for number in range(10):
+            copy_as(tmp_path / split, {f"{f}/{number}.png": pixels for f in ("A", "B", "label")})
+    files = [LEVIRCDPlus(str(tmp_path)).files(split) for split in ("train", "val", "test")]
+    assert tuple(map(len, files)) == parts
+    train, val, test = ({paths[0] for paths in part} for part in files)
+    assert not train & val and not train & test and (val == test) == (len(folders) == 2)
+    assert [LEVIRCDPlus(str(tmp_path)).files(s) for s in ("train", "val", "test")] == files
+    said = {1: "has the folder train alone", 2: "has no folder", 3: ""}[len(folders)]
+    assert said in caplog.text and bool(said) == bool(caplog.text)
+
+
+def test_second_with_a_palette(tmp_path):
+    """Its colours count where they are the published ones, else its indices."""
+    index = np.random.default_rng(0).integers(0, 7, (20, 20)).astype(np.uint8)
+    picture = np.zeros((20, 20, 3), np.uint8)
+    order = [3, 0, 6, 1, 5, 2, 4]
+    for number, (palette, wanted) in enumerate(
+        (
+            ([SECOND_COLOURS[i] for i in order], np.array(order)[index]),
+            ([(i, i, i) for i in range(7)], index),
+        )
+    ):
+        root = tmp_path / str(number)
+        copy_as(root / "train", {"im1/x.png": picture, "im2/x.png": picture})
+        for folder in ("label1", "label2"):
+            (root / "train" / folder).mkdir()
+            label = Image.fromarray(index)
+            label.putpalette([value for colour in palette for value in colour])
+            label.save(root / "train" / folder / "x.png")
+        for name in ("y", "z"):
+            for folder in ("im1", "im2", "label1", "label2"):
+                source = root / "train" / folder / "x.png"
+                source.with_stem(name).write_bytes(source.read_bytes())
+        sample = SECOND(str(root)).source("train")[0]
+        assert np.array_equal(sample["cover_pre"], wanted)
+
+
 def test_second_as_indices_equals_second_in_colours(tmp_path):
     rng = np.random.default_rng(0)
     cover = rng.integers(0, 7, (2, 20, 20)).astype(np.uint8)
@@ -141,6 +247,20 @@ def test_xbd_with_masks_of_three_channels(tmp_path):
     batch = data.train_transform(data.source("train")[0])
     assert batch["damage"].min() >= 1  # the background's damage is not known
     assert data.eval_transform(sample)["damage"].min() == 0
+
+
+def test_a_damage_that_is_none(tmp_path):
+    pixels = np.zeros((20, 20, 3), np.uint8)
+    layers = {f"images/x_{date}_disaster.png": pixels for date in ("pre", "post")}
+    layers["masks/x_pre_disaster.png"] = np.full((20, 20), 255, np.uint8)
+    layers["masks/x_post_disaster.png"] = np.full((20, 20), 7, np.uint8)
+    copy_as(tmp_path / "train", layers)
+    copy_as(tmp_path / "test", layers)
+    with pytest.raises(ZooError, match="a damage of 7, expected 0 to 4"):
+        XBD(str(tmp_path)).source("test")[0]
+    (tmp_path / "test" / "masks" / "x_post_disaster.png").unlink()
+    with pytest.raises(ZooError, match="masks lacks x_post_disaster"):
+        XBD(str(tmp_path)).source("test")
 
 
 def test_small_pictures_are_framed(tmp_path):
@@ -193,6 +313,6 @@ def test_mistakes_are_one_line(tmp_path):
     data.source("train")
     label = tmp_path / "data" / "test" / "label" / "00000.png"
     Image.new("L", (30, 30)).save(label)
-    with pytest.raises(ZooError, match="a pair and its labels of 2 sizes"):
+    with pytest.raises(ZooError, match="32 x 32 pixels and its labels of change 30 x 30"):
         data.source("test")[0]
     assert json.loads((tmp_path / "data" / "sample.json").read_text())["size"] == 32

@@ -1,6 +1,7 @@
 """Data sets with maps: the small sample through the reader, and what users get wrong."""
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -269,9 +270,27 @@ def test_labels_beyond_the_classes_are_said(made):
             source[i]
 
 
+def test_smoothed_copies_go_by_their_names(made, tmp_path):
+    shutil.copytree(made["inpainting"], tmp_path / "set")
+    folder = tmp_path / "set" / "test"
+    for path in list(folder.rglob("*.png")):
+        path.rename(path.with_stem(str(int(path.stem) + 1)))  # 1, 2, ..., 10, not padded
+    first = folder / "structure" / "1.png"
+    Image.open(first).save(first.with_suffix(".bmp"))
+    first.unlink()
+    files = build("inpainting", tmp_path / "set").files("test")
+    assert [(i, a.stem, b.name) for i, a, b in files[:2]] == [(0, "1", "1.bmp"), (1, "2", "2.png")]
+    assert [int(a.stem) for _, a, _ in files] == list(range(1, len(files) + 1))
+    (folder / "structure" / "2.png").unlink()
+    with pytest.raises(ZooError, match="structure lacks 1 of the"):
+        build("inpainting", tmp_path / "set").files("test")
+
+
 def test_coloured_labels_are_said(made, tmp_path):
     build("portraits", tmp_path / "set").source("train")
     path = tmp_path / "set" / "Portrait/GT_png/00001_mask.png"
-    Image.new("RGB", (64, 64)).save(path)
-    with pytest.raises(ZooError, match="3 channels, expected a picture of one, labels"):
+    colours = Image.new("RGB", (64, 64), "red")
+    colours.putpixel((0, 0), (0, 255, 0))
+    colours.save(path)
+    with pytest.raises(ZooError, match="a mask of 2 colours, none of them black"):
         build("portraits", tmp_path / "set").source("train")[0]

@@ -73,7 +73,7 @@ def test_given_pairs_are_the_test(data, tmp_path):
     with pytest.raises(ZooError, match="expected one of the scales"):
         paired.eval_transform(paired.source("test")[0])
     (tmp_path / "lq" / "a.png").rename(tmp_path / "lq" / "b.png")
-    with pytest.raises(ZooError, match="different names"):
+    with pytest.raises(ZooError, match="gt lacks 1 of the 1 pictures of"):
         paired.files("test")
 
 

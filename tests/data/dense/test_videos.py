@@ -1,3 +1,5 @@
+import shutil
+
 import h5py
 import numpy as np
 import pytest
@@ -50,6 +52,30 @@ def test_only_labelled_recordings_have_depth_in_training(drives):
     assert batch["frames"].shape == (4, 2, 8, 3, 16, 16)
     assert torch.equal(batch["depth"][:, 0], batch["depth"][:, 1])  # to the centimetre
     assert batch["depth"].min() > 1 and batch["depth"].max() < 40
+
+
+def test_frames_go_by_their_numbers(drives, tmp_path):
+    """No clip goes over a gap; names may be of any length; truth belongs to its frame."""
+    whole = virtual_kitti(drives)
+    scene = tmp_path / "it" / "Scene1000"
+    shutil.copytree(drives / "Scene1000", scene)
+    for path in list(scene.rglob("*_0*.*")):
+        number = int(path.stem[-5:])
+        if number == 10 and "sunset" in path.parts:
+            path.unlink()
+        else:
+            path.rename(path.with_name(f"{path.stem[:-6]}_{number}{path.suffix}"))
+    data = virtual_kitti(tmp_path / "it", sample=None)
+    clips = [(c.video.start + c.start, c.video.path) for item in data.files("val") for c in item]
+    assert [start for start, _ in clips[::2]] == [0, 11, 19]  # 8 of 10 frames, 16 of 21
+    got, expected = data.source("val")[1], whole.source("val")
+    frames = torch.cat([expected[i]["frames"] for i in range(4)], dim=1)
+    assert torch.equal(got["frames"], frames[:, 11:19])
+    depth = torch.cat([expected[i]["depth"] for i in range(4)], dim=1)
+    assert torch.equal(got["depth"], depth[:, 11:19])
+    (scene / "clone/frames/depth/Camera_0/depth_12.png").unlink()
+    with pytest.raises(ZooError, match="lacks frame 12, which rgb has"):
+        virtual_kitti(tmp_path / "it", sample=None).source("val")[1]
 
 
 def test_frames_are_resized_and_depth_is_not_mixed(drives):

@@ -14,7 +14,7 @@ from tests.tiny import ROOT
 from zoo.cli import Recipe, quiet
 from zoo.data.change.change import SECOND, XBD, LEVIRCDPlus
 from zoo.data.dense.portraits import Portraits
-from zoo.data.formats.rasters import write_geotiff
+from zoo.data.formats.map_files import write_geotiff
 from zoo.data.synthetic.change_scenes import draw_scene
 from zoo.errors import ZooError
 from zoo.tasks.change.change_detection import (

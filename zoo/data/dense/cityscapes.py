@@ -20,7 +20,9 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as tf
 
-from zoo.data.formats.maps import MapDataModule, SmallSample, read_image, read_labels, write_image
+from zoo.data.formats.files import natural_sorted
+from zoo.data.formats.labels import read_labels
+from zoo.data.formats.maps import MapDataModule, SmallSample, read_image, write_image
 from zoo.data.vision import ade20k
 from zoo.losses.segmentation import IGNORE
 
@@ -80,14 +82,14 @@ class Cityscapes(MapDataModule):
     def files(self, split: str) -> Sequence[tuple[Path, Path]]:
         """(picture, labels) of each sample."""
         name = "train" if split == "train" else "val"
-        pictures = sorted(self.existing(self.root / "leftImg8bit" / name).glob("*/*.png"))
+        pictures = natural_sorted(self.existing(self.root / "leftImg8bit" / name).glob("*/*.png"))
         labels = self.root / "gtFine" / name
         ends = "_leftImg8bit.png", "_gtFine_labelIds.png"
         return [(path, labels / path.parent.name / path.name.replace(*ends)) for path in pictures]
 
     def read(self, item: tuple[Path, Path]) -> dict[str, Any]:
         """Picture and labels of one sample."""
-        mask = _NUMBERS[read_labels(item[1]).astype(np.uint8)]
+        mask = _NUMBERS[np.clip(read_labels(item[1]), 0, IGNORE)]
         return {"image": read_image(item[0]), "mask": tv_tensors.Mask(mask)}
 
     def train_transform(self, sample: dict[str, Any]) -> dict[str, Tensor]:

@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate
 from torchvision.transforms.v2 import functional as tf
 
-from zoo.data.formats.maps import MapDataModule, SmallSample, reading, write_image
+from zoo.data.formats.files import natural_sorted, reading
+from zoo.data.formats.maps import MapDataModule, SmallSample, write_image
 from zoo.data.formats.pictures import read_picture
 from zoo.errors import ZooError
 
@@ -157,7 +158,7 @@ class ShanghaiTech(CrowdDataModule):
     def files(self, split: str) -> Sequence[Path]:
         """Pictures of a split."""
         folder = self.root / ("test_data" if split == "test" else "train_data") / "images"
-        paths = sorted(self.existing(folder).glob("*.jpg"), key=lambda p: (len(p.stem), p.stem))
+        paths = natural_sorted(self.existing(folder).glob("*.jpg"))
         if split == "test":
             return paths
         return [p for i, p in enumerate(paths) if (i % 10 == 9) == (split == "val")]
@@ -200,7 +201,7 @@ class UCFQNRF(CrowdDataModule):
         """Pictures of a split."""
         if split == "val" and not (self.root / "val").is_dir():
             split = "test"
-        return sorted(self.existing(self.root / split).glob("*.jpg"))
+        return natural_sorted(self.existing(self.root / split).glob("*.jpg"))
 
     def read(self, item: Path) -> dict[str, Any]:
         """One picture and its points."""

@@ -13,9 +13,9 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from zoo.data.formats.maps import MapDataModule, SmallSample, read_image, read_labels, write_image
-from zoo.data.formats.pictures import list_pictures
-from zoo.errors import ZooError
+from zoo.data.formats.labels import read_mask
+from zoo.data.formats.maps import MapDataModule, SmallSample, read_image, write_image
+from zoo.data.formats.pictures import list_pictures, paired
 
 
 class Inpainting(MapDataModule):
@@ -24,7 +24,7 @@ class Inpainting(MapDataModule):
     Batches: ``image`` and ``structure`` [B, 3, S, S] in -1..1, ``mask`` [B, 1, S, S], 1: hole.
 
     Layout, the authors' three roots under one: ``{train,val,test}/images/*``,
-    ``{train,val,test}/structure/*`` (edge-preserving smoothed copies, the same sorted names), and
+    ``{train,val,test}/structure/*`` (edge-preserving smoothed copies, by the same names), and
     ``masks/*``, white: hole (Liu et al.'s irregular masks, for example). Without ``val`` the test
     pictures serve. A training picture gets any mask, others always the same.
 
@@ -48,14 +48,9 @@ class Inpainting(MapDataModule):
         """(number, picture, smoothed picture) of each sample."""
         if split == "val" and not (self.root / "val").is_dir():
             split = "test"
-        images, smoothed = (list_pictures(self.existing(self.root / split / n)) for n in _FOLDERS)
-        if len(images) != len(smoothed):
-            raise ZooError(
-                f"{self.root / split}: {len(images)} pictures in images and {len(smoothed)} in "
-                "structure, expected a smoothed copy of each"
-            )
+        pairs = paired(*(self.existing(self.root / split / name) for name in _FOLDERS))
         self._masks = list_pictures(self.existing(self.root / "masks"))
-        return [(i, a, b) for i, (a, b) in enumerate(zip(images, smoothed, strict=True))]
+        return [(i, a, b) for i, (a, b) in enumerate(pairs)]
 
     def read(self, item: tuple[int, Path, Path]) -> dict[str, Any]:
         """One picture with its smoothed copy."""
@@ -73,7 +68,7 @@ class Inpainting(MapDataModule):
 
     def read_mask(self, number: int) -> Tensor:
         """[1, S, S], 1: hole."""
-        mask = torch.from_numpy((read_labels(self._masks[number]) > 127).astype(np.uint8))
+        mask = torch.from_numpy((read_mask(self._masks[number]) == 1).astype(np.uint8))
         return self._resize(tv_tensors.Mask(mask[None])).as_subclass(Tensor).float()
 
     def _finish(self, sample: dict[str, Any], mask: Tensor) -> dict[str, Tensor]:

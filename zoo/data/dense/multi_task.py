@@ -14,14 +14,9 @@ from torch.nn.functional import pad
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from zoo.data.formats.maps import (
-    MapDataModule,
-    SmallSample,
-    read_image,
-    read_labels,
-    reading,
-    write_image,
-)
+from zoo.data.formats.files import reading
+from zoo.data.formats.labels import read_labels, read_mask
+from zoo.data.formats.maps import MapDataModule, SmallSample, read_image, write_image
 from zoo.data.synthetic.mode_scenes import draw_modes
 from zoo.errors import ZooError
 from zoo.losses.segmentation import IGNORE
@@ -128,6 +123,7 @@ class NYUD(MultiTaskDataModule):
     def __init__(
         self, root: str, size: tuple[int, int] = (448, 576), num_classes: int = 40, **kwargs: Any
     ) -> None:
+        self.num_classes = num_classes
         self.outputs = {"semseg": num_classes, "depth": 1, "normals": 3, "edge": 1}
         super().__init__(root, size, **kwargs)
 
@@ -141,7 +137,13 @@ class NYUD(MultiTaskDataModule):
         sample = {"image": read_image(self.root / "images" / f"{item}.png").as_subclass(Tensor)}
         if "semseg" in self.tasks:
             labels = read_labels(self.root / "segmentation" / f"{item}.png").astype(np.int64)
-            sample["semseg"] = torch.from_numpy(np.where(labels == 0, IGNORE, labels - 1))
+            labels = np.where((labels == 0) | (labels == IGNORE), IGNORE, labels - 1)
+            if (highest := int(labels[labels != IGNORE].max(initial=0))) >= self.num_classes:
+                raise ZooError(
+                    f"{self.root / 'segmentation' / item}.png: a label of {highest + 1}, expected "
+                    f"1 to {self.num_classes}, data.init_args.num_classes"
+                )
+            sample["semseg"] = torch.from_numpy(labels)
         if "depth" in self.tasks:
             path = self.root / "depth" / f"{item}.npy"
             with reading(path, "an array of metres, [H, W]"):
@@ -150,7 +152,7 @@ class NYUD(MultiTaskDataModule):
         if "normals" in self.tasks:
             sample["normals"] = read_normals(self.root / "normals" / f"{item}.png")
         if "edge" in self.tasks:
-            edge = read_labels(self.root / "edge" / f"{item}.png") > 127
+            edge = read_mask(self.root / "edge" / f"{item}.png")
             sample["edge"] = torch.from_numpy(edge.astype(np.int64))
         return sample
 

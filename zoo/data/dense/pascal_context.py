@@ -15,7 +15,8 @@ from skimage.morphology import thin
 from torch import Tensor
 
 from zoo.data.dense.multi_task import MultiTaskDataModule, read_normals
-from zoo.data.formats.maps import SmallSample, read_image, read_labels, write_image
+from zoo.data.formats.labels import read_labels, read_mask
+from zoo.data.formats.maps import SmallSample, read_image, write_image
 from zoo.data.synthetic.mode_scenes import BACKGROUND, draw_modes
 from zoo.errors import ZooError
 from zoo.losses.segmentation import IGNORE
@@ -90,7 +91,7 @@ class PASCALContext(MultiTaskDataModule):
         if "human_parts" in self.tasks:
             sample["human_parts"] = self._parts(item, tuple(image.shape[-2:]))
         if "sal" in self.tasks:
-            salient = read_labels(self.root / "sal_distill" / f"{item}.png") > 127
+            salient = read_mask(self.root / "sal_distill" / f"{item}.png", soft=True)
             sample["sal"] = torch.from_numpy(salient.astype(np.int64))
         if "normals" in self.tasks:
             normals = read_normals(self.root / "normals_distill" / f"{item}.png")

@@ -22,14 +22,9 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from zoo.data.formats.maps import (
-    MapDataModule,
-    SmallSample,
-    read_image,
-    read_labels,
-    reading,
-    write_image,
-)
+from zoo.data.formats.files import natural_sorted, reading
+from zoo.data.formats.labels import read_mask
+from zoo.data.formats.maps import MapDataModule, SmallSample, read_image, write_image
 from zoo.models.dense.sinet import PORTRAIT_MEAN, PORTRAIT_STD
 
 FOREGROUND = 200
@@ -94,13 +89,13 @@ class Portraits(MapDataModule):
             for n in numbers
         ]
         if split == "train":
-            for more in sorted((self.root / "Nukki").glob("*/input/*")):
+            for more in natural_sorted((self.root / "Nukki").glob("*/input/*")):
                 pairs.append((more, more.parents[1] / "target" / more.name))
         return pairs
 
     def read(self, item: tuple[Path, Path]) -> dict[str, Any]:
         """Picture and mask of one sample."""
-        mask = (read_labels(item[1]) > FOREGROUND).astype(np.uint8)
+        mask = read_mask(item[1], FOREGROUND)
         return {"image": read_image(item[0]), "mask": tv_tensors.Mask(mask)}
 
     def train_transform(self, sample: dict[str, Any]) -> dict[str, Tensor]:

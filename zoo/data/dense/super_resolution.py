@@ -14,7 +14,7 @@ from torch import Tensor
 
 from zoo.data.formats.degradation import bicubic, real_esrgan
 from zoo.data.formats.maps import MapDataModule, SmallSample, read_image, write_image
-from zoo.data.formats.pictures import list_pictures
+from zoo.data.formats.pictures import list_pictures, paired
 from zoo.errors import ZooError
 
 #: Colour pictures that come with scikit-image: those to learn from, and those to be judged on.
@@ -76,12 +76,7 @@ class SuperResolution(MapDataModule):
     def files(self, split: str) -> list[tuple[Path, Path | None]]:
         """(sharp picture, given small one) of each sample."""
         if split == "test" and self.pairs is not None:
-            sharp, given = (
-                list_pictures(self.existing(self.pairs / name)) for name in ("gt", "lq")
-            )
-            if [path.stem for path in sharp] != [path.stem for path in given]:
-                raise ZooError(f"{self.pairs}: gt and lq hold pictures of different names")
-            return list(zip(sharp, given, strict=True))
+            return list(paired(*(self.existing(self.pairs / name) for name in ("gt", "lq"))))
         folders = self.train if split == "train" else ("DIV2K_valid_HR",)
         paths = [p for name in folders for p in list_pictures(self.existing(self.root / name))]
         return [(path, None) for path in paths]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,14 +17,9 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import resize
 
-from zoo.data.formats.maps import (
-    MapDataModule,
-    SmallSample,
-    read_image,
-    read_labels,
-    reading,
-    write_image,
-)
+from zoo.data.formats.files import natural_sorted, numbered, reading
+from zoo.data.formats.labels import read_labels
+from zoo.data.formats.maps import MapDataModule, SmallSample, read_image, write_image
 from zoo.data.synthetic.lit_scenes import FRONTAL, OBLIQUE, draw_scene, render
 from zoo.errors import ZooError
 
@@ -34,7 +29,7 @@ class Video(NamedTuple):
 
     Attributes:
         path: its folder or file.
-        start, frames: number of its first frame there, and how many it has.
+        start, frames: number of its first frame there, and how many follow without a gap.
         labelled: whether its depth may be used.
     """
 
@@ -124,6 +119,7 @@ class VirtualKITTI(VideoDataModule):
 
     Layout: ``<scene>/<variation>/frames/rgb/Camera_0/rgb_00000.jpg`` and
     ``.../depth/Camera_0/depth_00000.png``, 16 bit, in centimetres, 655.35 m and more: unknown.
+    Frames go by the numbers in their names.
 
     Args:
         root: folder with the scenes; ``sample`` makes scenes of moving spheres, ``clone`` lit from
@@ -151,12 +147,13 @@ class VirtualKITTI(VideoDataModule):
         super().__init__(root, **kwargs)
         self.scenes = {"train": train, "val": val, "test": test}
         self.labelled, self.unlabelled = tuple(labelled), tuple(unlabelled)
+        self._listed: dict[Path, dict[int, Path]] = {}
 
     def videos(self, split: str) -> Iterable[Sequence[Video]]:
-        """The scenes that match the split's patterns, in each variation."""
+        """The scenes that match the split's patterns, in each variation; cut where frames miss."""
         found = [
             path
-            for path in sorted(self.root.iterdir())
+            for path in natural_sorted(self.root.iterdir())
             if path.is_dir() and any(fnmatch(path.name, p) for p in self.scenes[split])
         ]
         if not found:
@@ -165,27 +162,37 @@ class VirtualKITTI(VideoDataModule):
                 f"expected {self.layout}"
             )
         for scene in found:
-            videos = []
-            for name in (*self.labelled, *self.unlabelled):
-                folder = self.existing(scene / name / "frames/rgb/Camera_0")
-                count = sum(path.suffix == ".jpg" for path in folder.iterdir())
-                known = split != "train" or name in self.labelled
-                videos.append(Video(scene / name / "frames", 0, count, known))
-            yield videos
+            names = (*self.labelled, *self.unlabelled)
+            shown = [set(self._numbers(scene / name / "frames", "rgb")) for name in names]
+            for start, stop in _runs(sorted(set.intersection(*shown))):
+                yield [
+                    Video(
+                        *(scene / name / "frames", start, stop - start),
+                        labelled=split != "train" or name in self.labelled,
+                    )
+                    for name in names
+                ]
+
+    def _numbers(self, frames: Path, kind: str) -> dict[int, Path]:
+        """Number -> file of a recording, of ``rgb`` or ``depth``."""
+        folder = frames / kind / "Camera_0"
+        if folder not in self._listed:
+            ending = {"rgb": ".jpg", "depth": ".png"}[kind]
+            self._listed[folder] = numbered(self.existing(folder).glob(f"*{ending}"))
+        return self._listed[folder]
 
     def read_clip(self, clip: Clip) -> tuple[Tensor, Tensor]:
         """Read pictures."""
-        path = clip.video.path
-        numbers = range(clip.start, clip.start + self.length)
-        frames = torch.stack(
-            [
-                read_image(path / f"rgb/Camera_0/rgb_{n:05d}.jpg").as_subclass(Tensor)
-                for n in numbers
-            ]
-        )
+        path, first = clip.video.path, clip.video.start + clip.start
+        numbers = range(first, first + self.length)
+        pictures = self._numbers(path, "rgb")
+        frames = torch.stack([read_image(pictures[n]).as_subclass(Tensor) for n in numbers])
         if not clip.video.labelled:
             return frames, torch.zeros(len(frames), *frames.shape[-2:])
-        depth = np.stack([read_labels(path / f"depth/Camera_0/depth_{n:05d}.png") for n in numbers])
+        maps = self._numbers(path, "depth")
+        if missing := [n for n in numbers if n not in maps]:
+            raise ZooError(f"{path / 'depth/Camera_0'} lacks frame {missing[0]}, which rgb has")
+        depth = np.stack([read_labels(maps[n]) for n in numbers])
         metres = np.where(depth < 65535, depth, 0).astype(np.float32) / 100
         return frames, torch.from_numpy(metres)
 
@@ -257,6 +264,15 @@ class PredNetKITTI(VideoDataModule):
             for name, content in (("X", pixels), ("sources", np.array(names, "S"))):
                 with h5py.File(folder / f"{name}_{split}.hkl", "w") as file:
                     file["data_0"] = content
+
+
+def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """First and one behind the last of each run without a gap."""
+    start = 0
+    for end in range(1, len(numbers) + 1):
+        if end == len(numbers) or numbers[end] != numbers[end - 1] + 1:
+            yield numbers[start], numbers[end - 1] + 1
+            start = end
 
 
 _PACKED = "a file that hickle has written"

@@ -19,7 +19,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from zoo.data.base import SampleKey, SeededDataset
-from zoo.data.formats.maps import MapDataModule, SmallSample, reading
+from zoo.data.formats.files import natural_sorted, reading
+from zoo.data.formats.maps import MapDataModule, SmallSample
 from zoo.errors import ZooError
 
 SYNAPSE_CLASSES = (
@@ -171,9 +172,9 @@ class Synapse(VolumeDataModule):
     def volumes(self, split: str) -> Sequence[Any]:
         """Slice files grouped by case, or volume files."""
         if split == "test":
-            return sorted(self.existing(self.root / "test_vol_h5").glob("*.h5"))
+            return natural_sorted(self.existing(self.root / "test_vol_h5").glob("*.h5"))
         cases: dict[str, list[Path]] = {}
-        for path in sorted(self.existing(self.root / "train_npz").glob("*.npz")):
+        for path in natural_sorted(self.existing(self.root / "train_npz").glob("*.npz")):
             cases.setdefault(path.stem.split("_")[0], []).append(path)
         return list(cases.values())
 

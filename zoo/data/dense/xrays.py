@@ -14,7 +14,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from zoo.data.base import Source
-from zoo.data.formats.maps import SmallSample, make_once, read_labels, write_image
+from zoo.data.formats.labels import read_mask
+from zoo.data.formats.maps import SmallSample, make_once, write_image
 from zoo.data.formats.pictures import read_picture
 from zoo.data.vision.images import ImageDataModule
 from zoo.errors import ZooError
@@ -100,7 +101,7 @@ class COVIDx(ImageDataModule):
         masks = self.root / "masks" / "train"
         if not masks.is_dir():
             return self._augment(v2.functional.pil_to_tensor(picture)) / 255, label
-        mask = tv_tensors.Mask(read_labels(masks / path.name)[None] > 127)
+        mask = tv_tensors.Mask(read_mask(masks / path.name)[None] == 1)
         image, mask = self._augment(tv_tensors.Image(picture), mask)
         return image.as_subclass(Tensor) / 255, label, mask.as_subclass(Tensor).float()
 

@@ -10,8 +10,7 @@ import json
 import os
 import shutil
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -168,38 +167,6 @@ def make_once(maker: Maker, root: Path, sample: SmallSample) -> None:
 def read_image(path: Path) -> tv_tensors.Image:
     """Picture file -> uint8 [3, H, W], RGB."""
     return tv_tensors.Image(np.asarray(read_picture(path)).transpose(2, 0, 1).copy())
-
-
-def read_labels(path: Path) -> np.ndarray:
-    """Label file, a grey or palette picture -> its values, [H, W]."""
-    values = read_label_pixels(path)
-    if values.ndim != 2:
-        raise ZooError(f"{path}: {values.shape[2]} channels, expected a picture of one, labels")
-    return values
-
-
-def read_label_pixels(path: Path) -> np.ndarray:
-    """Label file as it is stored: values or palette indices [H, W], or colours [H, W, C]."""
-    with reading(path, "a picture of labels"), Image.open(path) as picture:
-        return np.asarray(picture)
-
-
-@contextmanager
-def reading(path: Path, expected: str) -> Iterator[None]:
-    """Say in one line which file is missing or broken, whatever library reads it.
-
-    Raises:
-        ZooError: instead of the library's own error.
-    """
-    try:
-        yield
-    except ZooError:
-        raise
-    except FileNotFoundError:
-        raise ZooError(f"{path} is missing, expected {expected}") from None
-    except Exception as error:  # every format's library has its own
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ZooError(f"{path}: cannot be read ({reason[0]}), expected {expected}") from error
 
 
 def write_image(path: Path, pixels: np.ndarray) -> None:

@@ -1,36 +1,35 @@
-"""Pictures that may be georeferenced and larger than memory, and maps made of them.
+"""Pictures that may be georeferenced, larger than memory, of many bands and more than 8 bits.
 
-TIFF files are read and written through rasterio (``pip install 'ssm-zoo[geo]'``), other pictures
+TIFF files are read through rasterio (``pip install 'ssm-zoo[geo]'``), other pictures
 through Pillow.
 """
 
 from __future__ import annotations
 
-import json
+import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
-from zoo.data.formats.pictures import read_picture
+from zoo.data.formats.pictures import is_alpha, read_picture
 from zoo.errors import ZooError
 
-#: Marks pixels of a map of which nothing is known.
-NO_DATA = 255
 TIFF_SUFFIXES = frozenset([".tif", ".tiff"])
+#: Of values of more than 8 bits, what becomes black and white.
+PERCENTILES = (2, 98)
+
+log = logging.getLogger("zoo")
 
 try:
     import rasterio
     from rasterio.enums import ColorInterp, Resampling
     from rasterio.errors import NotGeoreferencedWarning, RasterioError
-    from rasterio.features import shapes
     from rasterio.vrt import WarpedVRT
-    from rasterio.warp import transform_geom
     from rasterio.windows import Window
 except ImportError:
     rasterio = None
@@ -61,6 +60,7 @@ class PlainPicture:
     """A picture in memory; see :class:`Raster`."""
 
     crs = transform = None
+    dtype = "uint8"
 
     def __init__(self, path: Path) -> None:
         self._picture = read_picture(path)
@@ -77,68 +77,236 @@ class PlainPicture:
 
 
 class TiffRaster:
-    """An open TIFF file, or one warped to another's grid; see :class:`Raster`."""
+    """An open TIFF file, or one warped to another's grid; see :class:`Raster`.
 
-    def __init__(self, dataset: Any, path: Path) -> None:
-        kinds = sorted(set(dataset.dtypes))
-        if kinds != ["uint8"]:
-            raise ZooError(
-                f"{path}: values of type {', '.join(kinds)}, expected 8-bit ones; convert it, for "
-                "example with gdal_translate -ot Byte -scale"
-            )
-        self.dataset, self.height, self.width = dataset, dataset.height, dataset.width
+    Args:
+        dataset: rasterio's.
+        path: for messages.
+        bands: numbers from 1 of those that are red, green and blue; None: those that the file says
+            are; else the first three, or the only one thrice. An alpha band is none of them.
+        masked: whether to believe what it says of unknown pixels; None: see :func:`_mask_is_one`.
+    """
+
+    #: Values of each band that become 0 and 255; None: 8-bit values as they are.
+    value_range: np.ndarray | None = None
+
+    def __init__(
+        self,
+        dataset: Any,
+        path: Path,
+        bands: Sequence[int] | None = None,
+        masked: bool | None = None,
+    ) -> None:
+        self.dataset, self.path = dataset, path
+        self.height, self.width = dataset.height, dataset.width
         referenced = dataset.crs is not None
         self.crs = dataset.crs if referenced else None
         self.transform = dataset.transform if referenced else None
-        self._bands = [1, 2, 3] if dataset.count >= 3 else [1, 1, 1]
+        self.bands = _bands(dataset, path, bands)
+        self.dtype = str(np.result_type(*(dataset.dtypes[band - 1] for band in self.bands)))
+        if np.dtype(self.dtype).kind not in "uif":
+            raise ZooError(f"{path}: values of type {self.dtype}, expected whole or real numbers")
+        self._palette = None
+        if dataset.colorinterp[self.bands[0] - 1] == ColorInterp.palette:
+            self._palette = np.zeros((256, 3), np.uint8)
+            for index, colour in dataset.colormap(self.bands[0]).items():
+                self._palette[index] = colour[:3]
+        self.masked = _mask_is_one(dataset) if masked is None else masked
 
     def read(self, top: int, left: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
         """A window."""
         window = Window(left, top, width, height)
-        pixels = self.dataset.read(self._bands, window=window)
-        return pixels.transpose(1, 2, 0), self.dataset.dataset_mask(window=window) > 0
+        with self._reading():
+            pixels = self.dataset.read(self.bands, window=window)
+            return self._to_8_bit(pixels), self._known(pixels, window=window)
 
     def overview(self, height: int, width: int) -> np.ndarray:
         """The whole picture, smoothed."""
-        size = (3, height, width)
-        pixels = self.dataset.read(self._bands, out_shape=size, resampling=Resampling.average)
-        return pixels.transpose(1, 2, 0)
+        method = Resampling.nearest if self._palette is not None else Resampling.average
+        with self._reading():
+            size = (3, height, width)
+            pixels = self.dataset.read(self.bands, out_shape=size, resampling=method)
+            return self._to_8_bit(pixels)
+
+    def sample(self) -> np.ndarray:
+        """Known values of the bands [3, N] at up to 512 x 512 places."""
+        size = tuple(min(side, 512) for side in (self.height, self.width))
+        with self._reading():
+            pixels = self.dataset.read(self.bands, out_shape=(3, *size)).astype(np.float64)
+            known = self._known(pixels, out_shape=size) & np.isfinite(pixels).all(0)
+        return pixels[:, known]
+
+    def _known(self, pixels: np.ndarray, **place: Any) -> np.ndarray:
+        """Where something is known of the pixels [3, h, w] at a place, bool [h, w]."""
+        if not self.masked:
+            return np.isfinite(pixels).all(0)
+        return (self.dataset.dataset_mask(**place) > 0) & np.isfinite(pixels).all(0)
+
+    def _to_8_bit(self, pixels: np.ndarray) -> np.ndarray:
+        """Bands [3, h, w] -> uint8 [h, w, 3]."""
+        if self._palette is not None:
+            return self._palette[pixels[0]]
+        pixels = pixels.transpose(1, 2, 0)
+        if self.value_range is None:
+            return pixels
+        low, high = self.value_range
+        shares = np.nan_to_num((pixels - low) / (high - low)).clip(0, 1)
+        return (shares * 255).round().astype(np.uint8)
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except RasterioError as error:
+            raise ZooError(f"{self.path}: its pixels cannot be read: {error}") from error
+
+
+def _bands(dataset: Any, path: Path, wanted: Sequence[int] | None) -> list[int]:
+    """Numbers from 1 of red, green and blue."""
+    there = [i for i, kind in enumerate(dataset.colorinterp, 1) if kind != ColorInterp.alpha]
+    if wanted is not None:
+        if len(wanted) != 3 or not set(wanted) <= set(range(1, dataset.count + 1)):
+            raise ZooError(
+                f"data.init_args.bands is {list(wanted)}, expected three numbers from 1 to "
+                f"{dataset.count}, the bands of {path}"
+            )
+        return list(wanted)
+    named = [ColorInterp.red, ColorInterp.green, ColorInterp.blue]
+    if all(kind in dataset.colorinterp for kind in named):
+        chosen = [dataset.colorinterp.index(kind) + 1 for kind in named]
+    else:
+        chosen = there[:3] if len(there) >= 3 else there[:1] * 3
+    if not chosen:
+        raise ZooError(f"{path}: an alpha band alone, expected a picture")
+    if len(there) not in (1, 3):
+        _say(
+            f"{path} has {len(there)} bands: {', '.join(map(str, chosen))} are taken for red, "
+            "green and blue; data.init_args.bands chooses others",
+            ("bands", dataset.count, *chosen),
+        )
+    return chosen
+
+
+def _mask_is_one(dataset: Any) -> bool:
+    """Whether a file's alpha band, if it has one, marks known pixels."""
+    kinds = list(dataset.colorinterp)
+    if ColorInterp.alpha not in kinds or dataset.nodata is not None:
+        return True
+    size = tuple(min(side, 512) for side in dataset.shape)
+    band = kinds.index(ColorInterp.alpha) + 1
+    return is_alpha(dataset.read(band, out_shape=size, resampling=Resampling.nearest))
+
+
+def stretch(rasters: Sequence[Raster], value_range: tuple[float, float] | None) -> None:
+    """Let rasters of other than 8 bits be read as 8-bit ones, by one scaling for all of them.
+
+    Args:
+        rasters: of one place.
+        value_range: values that become 0 and 255; None: of each band the 2nd and the 98th
+            percentile of all of them together.
+
+    Raises:
+        ZooError: they have values of different types.
+    """
+    kinds = {raster.dtype for raster in rasters}
+    if kinds == {"uint8"}:
+        return
+    deep = [raster for raster in rasters if isinstance(raster, TiffRaster)]
+    if len(kinds) > 1:
+        raise ZooError(
+            f"{deep[0].path} and what belongs to it have values of {' and '.join(sorted(kinds))}, "
+            "expected one type"
+        )
+    if value_range is None:
+        values = np.concatenate([raster.sample() for raster in deep], axis=1)
+        if not values.size:
+            values = np.zeros((3, 1))
+        limits = np.percentile(values, PERCENTILES, axis=1)
+    else:
+        limits = np.repeat(np.array(value_range, np.float64)[:, None], 3, axis=1)
+    limits[1] = np.where(limits[1] > limits[0], limits[1], limits[0] + 1)
+    for raster in deep:
+        raster.value_range = limits
+    where = (
+        f"the {PERCENTILES[0]}nd to the {PERCENTILES[1]}th percentile of each band, over all dates"
+        if value_range is None
+        else f"{value_range[0]:g} to {value_range[1]:g}"
+    )
+    _say(
+        f"{deep[0].path}: {deep[0].dtype} values are read as 0 to 255 from {where}; "
+        "data.init_args.value_range sets a fixed range",
+        ("values", deep[0].dtype, value_range),
+    )
 
 
 @contextmanager
-def open_raster(path: Path) -> Iterator[Raster]:
-    """Open a picture file.
+def open_tiff(path: Path, expected: str = "a picture") -> Iterator[Any]:
+    """Open a TIFF file with rasterio.
 
     Raises:
-        ZooError: it is missing or broken, or a TIFF file that is not of 8 bits, or one while
-            rasterio is not installed.
+        ZooError: it is missing or broken, or rasterio is not installed.
+    """
+    need_rasterio(path)
+    if not path.is_file():
+        raise ZooError(f"{path}: no such file, expected {expected}")
+    with quiet(), ExitStack() as stack:
+        try:
+            dataset = stack.enter_context(rasterio.open(path, driver="GTiff"))
+        except RasterioError as error:
+            raise ZooError(
+                f"{path}: not a readable TIFF file: {error}, expected {expected}"
+            ) from error
+        yield dataset
+
+
+@contextmanager
+def open_raster(
+    path: Path,
+    bands: Sequence[int] | None = None,
+    value_range: tuple[float, float] | None = None,
+) -> Iterator[Raster]:
+    """Open a picture file.
+
+    Args:
+        path: TIFF, or what Pillow reads.
+        bands: see :class:`TiffRaster`.
+        value_range: see :func:`stretch`.
+
+    Raises:
+        ZooError: it is missing or broken, or a TIFF file while rasterio is not installed.
     """
     if path.suffix.lower() not in TIFF_SUFFIXES:
         yield PlainPicture(path)
         return
-    _need_rasterio(path)
-    if not path.is_file():
-        raise ZooError(f"{path}: no such file, expected a picture")
-    with _quiet(), ExitStack() as stack:
-        try:
-            dataset = stack.enter_context(rasterio.open(path))
-        except RasterioError as error:
-            raise ZooError(f"{path}: not a readable TIFF file: {error}") from error
-        yield TiffRaster(dataset, path)
+    with open_tiff(path) as dataset:
+        raster = TiffRaster(dataset, path, bands)
+        stretch([raster], value_range)
+        yield raster
 
 
 @contextmanager
-def open_pair(before: Path, after: Path) -> Iterator[tuple[Raster, Raster]]:
-    """Open two pictures of one place on one grid.
+def open_pair(
+    before: Path,
+    after: Path,
+    bands: Sequence[int] | None = None,
+    value_range: tuple[float, float] | None = None,
+) -> Iterator[tuple[Raster, Raster]]:
+    """Open two pictures of one place on one grid, with one scaling of their values.
 
     Where both are georeferenced and their grids differ, the second is resampled to the first's
     while it is read.
 
+    Args:
+        before, after: TIFF, or what Pillow reads.
+        bands: see :class:`TiffRaster`.
+        value_range: see :func:`stretch`.
+
     Raises:
-        ZooError: see :func:`open_raster`; or they have different sizes and no georeference, or do
-            not overlap.
+        ZooError: see :func:`open_raster`; or they have different sizes and no georeference, values
+            of different types, or do not overlap.
     """
-    with open_raster(before) as first, open_raster(after) as second, ExitStack() as stack:
+    with ExitStack() as stack:
+        first, second = (_opened(stack, path, bands) for path in (before, after))
         if (
             isinstance(first, TiffRaster)
             and isinstance(second, TiffRaster)
@@ -146,21 +314,41 @@ def open_pair(before: Path, after: Path) -> Iterator[tuple[Raster, Raster]]:
         ):
             if first.crs is None or second.crs is None:
                 raise ZooError(_other_size(before, first, after, second))
-            grid = {"crs": first.crs, "transform": first.transform}
-            size = {"height": first.height, "width": first.width}
-            # what lies outside of the second picture needs a mark of its own where it has none
-            plain = (
-                second.dataset.nodata is None
-                and ColorInterp.alpha not in second.dataset.colorinterp
-            )
-            method = {"resampling": Resampling.bilinear, "add_alpha": plain}
-            warped = WarpedVRT(second.dataset, **method, **grid, **size)
-            second = TiffRaster(stack.enter_context(warped), after)
+            second = _warped(stack, second, first)
             if not second.dataset.dataset_mask(out_shape=(256, 256)).any():
                 raise ZooError(f"{before} and {after} do not overlap on the ground")
         elif (first.height, first.width) != (second.height, second.width):
             raise ZooError(_other_size(before, first, after, second))
+        stretch([first, second], value_range)
         yield first, second
+
+
+def _opened(stack: ExitStack, path: Path, bands: Sequence[int] | None) -> Raster:
+    if path.suffix.lower() not in TIFF_SUFFIXES:
+        return PlainPicture(path)
+    return TiffRaster(stack.enter_context(open_tiff(path)), path, bands)
+
+
+def _warped(stack: ExitStack, raster: TiffRaster, like: TiffRaster) -> TiffRaster:
+    """A raster on another's grid."""
+    dataset = raster.dataset
+    if not raster.masked:
+        raise ZooError(
+            f"{raster.path}: its alpha band has many values and is none: it cannot be resampled "
+            "before the file says so (gdal_edit.py -colorinterp_4 undefined)"
+        )
+    # what lies outside of the picture needs a mark of its own where it has none
+    plain = dataset.nodata is None and ColorInterp.alpha not in dataset.colorinterp
+    warped = WarpedVRT(
+        dataset,
+        resampling=Resampling.bilinear,
+        add_alpha=plain,
+        crs=like.crs,
+        transform=like.transform,
+        height=like.height,
+        width=like.width,
+    )
+    return TiffRaster(stack.enter_context(warped), raster.path, raster.bands, masked=True)
 
 
 def _same(first: TiffRaster, second: TiffRaster) -> bool:
@@ -182,150 +370,8 @@ def _other_size(before: Path, first: Raster, after: Path, second: Raster) -> str
     )
 
 
-class MapFile:
-    """A map of labels that is written window by window: GeoTIFF for a georeferenced picture, else
-    PNG.
-
-    Args:
-        path: without ending.
-        like: the picture that it belongs to.
-        colours: label -> colour (r, g, b) in 0..255.
-    """
-
-    def __init__(self, path: Path, like: Raster, colours: Mapping[int, Sequence[int]]) -> None:
-        self.like, self.colours = like, {**colours, NO_DATA: (0, 0, 0)}
-        self.path = path.with_name(path.name + (".png" if like.crs is None else ".tif"))
-        self._dataset = self._labels = None
-        if like.crs is None:
-            self._labels = np.full((like.height, like.width), NO_DATA, np.uint8)
-        else:
-            self._dataset = rasterio.open(
-                self.path, "w", **_profile(like.height, like.width, 1, like.crs, like.transform),
-                nodata=NO_DATA,
-            )  # fmt: skip
-            self._dataset.write_colormap(1, self.colours)
-
-    def write(self, labels: np.ndarray, top: int, left: int) -> None:
-        """Put labels uint8 [h, w] in place."""
-        height, width = labels.shape
-        if self._labels is not None:
-            self._labels[top : top + height, left : left + width] = labels
-        else:
-            self._dataset.write(labels, 1, window=Window(left, top, width, height))
-
-    def close(self) -> None:
-        """Finish the file."""
-        if self._dataset is not None:
-            self._dataset.close()
-            return
-        picture = Image.fromarray(self._labels)
-        table = np.zeros((256, 3), np.uint8)
-        for label, colour in self.colours.items():
-            table[label] = colour
-        picture.putpalette(table.tobytes())
-        picture.save(self.path)
-
-    def overview(self, height: int, width: int) -> np.ndarray:
-        """The finished map in another size, nearest pixels, uint8 [height, width]."""
-        if self._labels is not None:
-            picture = Image.fromarray(self._labels)
-            return np.asarray(picture.resize((width, height), Image.Resampling.NEAREST))
-        with rasterio.open(self.path) as dataset:
-            return dataset.read(1, out_shape=(height, width), resampling=Resampling.nearest)
-
-    def write_polygons(self, names: Sequence[str]) -> int:
-        """Write the areas of labels 1 and above as GeoJSON beside the finished GeoTIFF.
-
-        Coordinates are longitude and latitude (WGS 84, RFC 7946). Properties: ``label``, ``class``,
-        ``pixels``, and ``area_m2`` where the picture's coordinates are lengths.
-
-        Args:
-            names: of the labels.
-
-        Returns:
-            the number of polygons.
-        """
-        count = 0
-        with (
-            rasterio.open(self.path) as dataset,
-            self.path.with_suffix(".geojson").open("w") as out,
-        ):
-            out.write('{"type": "FeatureCollection", "features": [')
-            pixel = abs(dataset.transform.determinant)
-            metres = dataset.crs.linear_units_factor[1] if dataset.crs.is_projected else None
-            for shape, value in shapes(rasterio.band(dataset, 1)):
-                label = int(value)
-                if label in (0, NO_DATA):
-                    continue
-                area = _area(shape)
-                properties = {
-                    "label": label,
-                    "class": names[label],
-                    "pixels": round(area / pixel),
-                }
-                if metres is not None:
-                    properties["area_m2"] = round(area * metres**2, 2)
-                shape = transform_geom(dataset.crs, "EPSG:4326", shape, precision=8)
-                feature = {"type": "Feature", "properties": properties, "geometry": shape}
-                out.write(("," if count else "") + "\n" + json.dumps(feature))
-                count += 1
-            out.write("\n]}\n")
-        return count
-
-
-def write_geotiff(path: Path, pixels: np.ndarray, crs: Any = None, transform: Any = None) -> None:
-    """Write uint8 [H, W, C] as a TIFF file, georeferenced if a reference is given."""
-    _need_rasterio(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _quiet(), rasterio.open(path, "w", **_profile(*pixels.shape, crs, transform)) as dataset:
-        dataset.write(pixels.transpose(2, 0, 1))
-
-
-def windows(full: int, side: int, overlap: int) -> list[tuple[int, int, int, int]]:
-    """Cut a length into windows that overlap.
-
-    Args:
-        full: the length; side: of a window; overlap: of two.
-
-    Returns:
-        (start, stop, first, last) of each: the window, and the part of it that is kept, which ends
-        in the middle of an overlap.
-    """
-    last = max(0, full - side)
-    starts = [*range(0, last, side - overlap), last]
-    cuts = [0, *((a + side + b) // 2 for a, b in pairwise(starts)), full]
-    return [
-        (start, min(start + side, full), cuts[i], cuts[i + 1]) for i, start in enumerate(starts)
-    ]
-
-
-def _profile(height: int, width: int, count: int, crs: Any, transform: Any) -> dict[str, Any]:
-    tiled = (
-        {"tiled": True, "blockxsize": 256, "blockysize": 256} if min(height, width) > 256 else {}
-    )
-    return {
-        "driver": "GTiff",
-        "dtype": "uint8",
-        "height": height,
-        "width": width,
-        "count": count,
-        "compress": "deflate",
-        "bigtiff": "if_safer",
-        **tiled,
-        **({} if crs is None else {"crs": crs, "transform": transform}),
-    }
-
-
-def _area(polygon: Mapping[str, Any]) -> float:
-    """Area of a GeoJSON polygon in the square of its unit, holes taken off."""
-    areas = []
-    for ring in polygon["coordinates"]:
-        x, y = np.array(ring).T
-        areas.append(abs(np.dot(x[:-1], y[1:]) - np.dot(x[1:], y[:-1])) / 2)
-    return float(areas[0] - sum(areas[1:]))
-
-
-def _need_rasterio(path: Path) -> None:
+def need_rasterio(path: Path) -> None:
+    """Raise :class:`ZooError` if TIFF files cannot be read or written here."""
     if rasterio is None:
         raise ZooError(
             f"{path}: TIFF files need rasterio, install it with pip install 'ssm-zoo[geo]'"
@@ -333,8 +379,18 @@ def _need_rasterio(path: Path) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Say nothing of files without georeference, which are allowed."""
+def quiet() -> Iterator[None]:
+    """Let rasterio say nothing of files without georeference, which are allowed."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         yield
+
+
+_said: set[tuple] = set()
+
+
+def _say(line: str, about: tuple) -> None:
+    """Once for each thing that it is about, not for each file."""
+    if about not in _said:
+        _said.add(about)
+        log.warning("%s", line)

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from zoo.data.base import Source
+from zoo.data.formats.files import natural_sorted
 from zoo.data.language.text import SPLITS, TextDataModule, packed, train_tokenizer
 from zoo.errors import ZooError
 
@@ -136,7 +137,7 @@ class Documents(TextDataModule):
 
 def _from_folder(place: str) -> dict[str, Dataset]:
     folder = Path(place)
-    files = sorted(path for path in folder.rglob("*") if path.suffix in READERS)
+    files = natural_sorted(path for path in folder.rglob("*") if path.suffix in READERS)
     kinds = {READERS[path.suffix] for path in files}
     if len(kinds) != 1:
         raise ZooError(

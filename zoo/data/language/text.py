@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from zoo.data.base import DataModule, Source
-from zoo.data.formats.maps import reading
+from zoo.data.formats.files import reading
 from zoo.errors import ZooError
 from zoo.models.language._chat import vicuna_text
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from zoo.data.base import DataModule, Source
+from zoo.data.formats.files import natural_sorted
 from zoo.data.formats.maps import SmallSample, make_once
 from zoo.data.formats.sound import RATE, SpecAugment, change_speed, log_mel, read_sound
 from zoo.data.formats.transcripts import EOS, SOS, Tokens, check_alphabet, plain_text
@@ -238,7 +239,7 @@ class LibriSpeech(_Folder):
                 f"{folder} is not a folder, expected {self.layout}; data.init_args.{split} names "
                 "the subsets"
             )
-        for table in sorted(folder.glob("*/*/*.trans.txt")):
+        for table in natural_sorted(folder.glob("*/*/*.trans.txt")):
             for line in table.read_text(encoding="utf-8").splitlines():
                 name, _, text = line.partition(" ")
                 path = table.parent / f"{name}.flac"

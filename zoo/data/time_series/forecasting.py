@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from zoo.data.base import DataModule, Source
-from zoo.data.formats.maps import make_once, reading
+from zoo.data.formats.files import reading
+from zoo.data.formats.maps import make_once
 from zoo.errors import ZooError
 
 #: Steps of training, validation and test: 12, 4 and 4 months of 30 days.

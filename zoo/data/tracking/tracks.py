@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from zoo.data.base import DataModule, EpochSampler, SampleKey, SeededDataset, Source
+from zoo.data.formats.files import natural_sorted
 from zoo.data.formats.maps import SmallSample, make_once
 from zoo.data.formats.mot_files import LAYOUT, Clip, read_clip, write_clip
 from zoo.data.synthetic.moving_boxes import MOTIONS, make_scene
@@ -154,7 +155,7 @@ class MOTChallenge(DataModule):
                 f"data.init_args.root: {folder} is not a folder, expected {LAYOUT}; set it with "
                 "--data.init_args.root FOLDER"
             )
-        folders = sorted(path for path in folder.glob(self.clips) if path.is_dir())
+        folders = natural_sorted(path for path in folder.glob(self.clips) if path.is_dir())
         if split == "test":
             return [self._clip(path) for path in folders]
         found = [self._clip(path, detected=False) for path in folders]

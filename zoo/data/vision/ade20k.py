@@ -26,7 +26,9 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tf
 
 from zoo.data.formats.crops import crop_place
-from zoo.data.formats.maps import MapDataModule, SmallSample, read_image, read_labels, write_image
+from zoo.data.formats.files import natural_sorted
+from zoo.data.formats.labels import read_labels
+from zoo.data.formats.maps import MapDataModule, SmallSample, read_image, write_image
 from zoo.errors import ZooError
 from zoo.losses.segmentation import IGNORE
 
@@ -89,7 +91,7 @@ class ADE20K(MapDataModule):
     def files(self, split: str) -> Sequence[tuple[Path, Path]]:
         """(picture, labels) of each sample."""
         folder = "training" if split == "train" else "validation"
-        pictures = sorted(self.existing(self.root / "images" / folder).glob("*.jpg"))
+        pictures = natural_sorted(self.existing(self.root / "images" / folder).glob("*.jpg"))
         labels = self.existing(self.root / "annotations" / folder)
         return [(path, labels / f"{path.stem}.png") for path in pictures]
 

@@ -24,7 +24,8 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as tf
 
-from zoo.data.formats.maps import MapDataModule, SmallSample, read_image, reading, write_image
+from zoo.data.formats.files import reading
+from zoo.data.formats.maps import MapDataModule, SmallSample, read_image, write_image
 from zoo.errors import ZooError
 
 #: Kinds of the made objects.

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from zoo.data.base import DataModule
-from zoo.data.formats.maps import read_labels
+from zoo.data.formats.labels import read_mask
 from zoo.proofs.trained import Trained
 from zoo.tasks.base import Task
 
@@ -26,7 +26,7 @@ class Looks(Trained):
         contrasts = []
         for sample in data.source("test"):
             path = sample[2]
-            lungs = read_labels(path.parents[2] / "masks" / "test" / path.name) > 127
+            lungs = read_mask(path.parents[2] / "masks" / "test" / path.name) == 1
             mask = torch.from_numpy(lungs.astype(np.float32))[None, None]
             image, _ = data.eval_transform(sample)
             for attention in task.eval_model.attend(image[None])[1][:2]:

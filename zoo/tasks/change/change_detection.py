@@ -15,8 +15,9 @@ from torch.nn.functional import mse_loss
 from torchmetrics import Metric, MetricCollection
 
 from zoo.data.base import DataModule
-from zoo.data.change.change import PAIR_FOLDERS, PairDataModule
-from zoo.data.formats.rasters import NO_DATA, MapFile, Raster, open_pair, windows
+from zoo.data.change.pairs import PAIR_FOLDERS, PairDataModule
+from zoo.data.formats.map_files import NO_DATA, MapFile, windows
+from zoo.data.formats.rasters import Raster
 from zoo.data.synthetic.change_scenes import COVERS, DAMAGES
 from zoo.errors import ZooError
 from zoo.losses.segmentation import IGNORE, known_cross_entropy, lovasz_softmax
@@ -185,7 +186,7 @@ class ChangeTask(DenseTask):
         rows = []
         for number, (before, after) in enumerate(files, start=1):
             path = folder / f"{number:04d}_{before.stem}"
-            with open_pair(before, after) as pair:
+            with data.open_pair(before, after) as pair:
                 columns = self._map(pair, data, path)
             rows.append({"before": str(before), "after": str(after), **columns})
         return rows

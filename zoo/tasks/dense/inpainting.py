@@ -21,7 +21,7 @@ from zoo.checkpoints import read_state_dict
 from zoo.checkpoints.sources import locate
 from zoo.data.base import DataModule
 from zoo.data.dense.inpainting import Inpainting as InpaintingData
-from zoo.data.formats.maps import read_labels
+from zoo.data.formats.labels import read_mask
 from zoo.data.formats.pictures import PICTURE_SUFFIXES
 from zoo.errors import ZooError
 from zoo.layers.sizes import at_any_size
@@ -265,7 +265,7 @@ def _mask_of(path: Path) -> Tensor:
             f"{path}: no mask beside it, expected a grey picture {path.stem}{MASK_SUFFIX}.png, "
             "white where the holes are"
         )
-    return torch.from_numpy((read_labels(found[0]) > 127).astype(np.float32))[None]
+    return torch.from_numpy((read_mask(found[0]) == 1).astype(np.float32))[None]
 
 
 def inception_distance(weights: str) -> Metric:

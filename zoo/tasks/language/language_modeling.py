@@ -15,7 +15,7 @@ from torchmetrics import MeanMetric
 import zoo
 from zoo.arguments import blaming
 from zoo.data.base import DataModule
-from zoo.data.formats.maps import reading
+from zoo.data.formats.files import reading
 from zoo.data.language.text import TextDataModule
 from zoo.errors import ZooError
 from zoo.models.language._causal_lm import export_causal_lm, load_causal_lm

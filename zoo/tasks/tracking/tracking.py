@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,7 +13,13 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from zoo.data.base import DataModule
-from zoo.data.formats.mot_files import Clip, clip_of_detections, frame_pictures, write_tracks
+from zoo.data.formats.mot_files import (
+    TABLE_SUFFIXES,
+    Clip,
+    clip_of_detections,
+    frame_pictures,
+    write_tracks,
+)
 from zoo.data.formats.pictures import read_picture
 from zoo.data.tracking.tracks import MOTChallenge
 from zoo.errors import ZooError
@@ -50,7 +56,7 @@ class Tracking(Task):
 
     monitor = "val/iou"
     monitor_mode = "max"
-    input_suffixes = frozenset({".txt"})
+    input_suffixes = TABLE_SUFFIXES
 
     def __init__(
         self,
@@ -256,14 +262,14 @@ def follow(motion: Motion, clip: Clip, first: int = 6) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(both[0]).float(), torch.from_numpy(both[1]).float()
 
 
-def _frame(clip: Clip, pictures: Sequence[Path], frame: int) -> Image.Image:
+def _frame(clip: Clip, pictures: Mapping[int, Path], frame: int) -> Image.Image:
     """A frame, or a blank sheet where there is none."""
-    if len(pictures) >= frame:
-        return read_picture(pictures[frame - 1])
+    if frame in pictures:
+        return read_picture(pictures[frame])
     return Image.new("RGB", (clip.width, clip.height), "white")
 
 
-def _drawn(clip: Clip, pictures: Sequence[Path], tracks: np.ndarray, frame: int) -> Image.Image:
+def _drawn(clip: Clip, pictures: Mapping[int, Path], tracks: np.ndarray, frame: int) -> Image.Image:
     picture = _frame(clip, pictures, frame)
     draw_tracks(picture, tracks, frame)
     picture.thumbnail((WIDEST, WIDEST))
