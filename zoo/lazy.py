@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+_NO_FAMILIES = (("formats",), ("synthetic",))
 _CLASS = re.compile(r"^class ([A-Za-z]\w*)", re.MULTILINE)
 
 
@@ -35,7 +36,7 @@ def public_classes(package: str, families: bool = True) -> Mapping[str, str]:
     found: dict[str, str] = {}
     for file in sorted(root.glob("**/*.py" if families else "*.py")):
         parts = file.relative_to(root).with_suffix("").parts
-        if any(part.startswith("_") for part in parts) or parts[0] in ("formats", "synthetic"):
+        if any(part.startswith("_") for part in parts) or parts[:-1][:1] in _NO_FAMILIES:
             continue
         module = ".".join((package, *parts))
         for name in _CLASS.findall(file.read_text(encoding="utf-8")):

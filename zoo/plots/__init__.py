@@ -2,12 +2,12 @@
 
 from zoo.plots.classification import annotated_picture, confusion_matrix, prediction_grid
 from zoo.plots.curves import learning_curve
-from zoo.plots.proofs import measured_bars
+from zoo.plots.proofs import claim_figure
 
 __all__ = [
     "annotated_picture",
+    "claim_figure",
     "confusion_matrix",
     "learning_curve",
-    "measured_bars",
     "prediction_grid",
 ]

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from zoo.plots.style import BLUE, GREEN, GREY, ORANGE, new_figure, plain, shorten
+from zoo.plots.style import BLUE, GREEN, GREY, ORANGE, RED, new_figure, plain, shorten
 
 
 def loss_by_position(losses: Tensor) -> Figure:
@@ -86,4 +86,46 @@ def method_comparison(rows: Sequence[tuple[str, float, float]]) -> Figure:
         axes.axvline(1, color=GREY, linewidth=1)
         axes.set(xlabel=label, xlim=(0, 1.15 * max(values)))
     left.invert_yaxis()
+    return figure
+
+
+def tree_figure(parents: Sequence[int], shares: Mapping[int, float], path: Sequence[int]) -> Figure:
+    """A candidate tree, its root on top.
+
+    Args:
+        parents: of each node, a node comes after its parent; -1 for the root.
+        shares: of the passes that kept a node; 0 by default.
+        path: nodes below the root that are drawn in red.
+    """
+    depths = [0] * len(parents)
+    children: list[list[int]] = [[] for _ in parents]
+    for node, parent in enumerate(parents[1:], start=1):
+        depths[node] = depths[parent] + 1
+        children[parent].append(node)
+    places = [0.0] * len(parents)
+    leaves = iter(range(len(parents)))
+
+    def put(node: int) -> float:
+        below = [put(child) for child in children[node]]
+        places[node] = sum(below) / len(below) if below else float(next(leaves))
+        return places[node]
+
+    put(0)
+    figure = new_figure(11, 4.2)
+    axes = figure.subplots()
+    for node, parent in enumerate(parents[1:], start=1):
+        red = node in path
+        axes.plot(
+            [places[parent], places[node]], [depths[parent], depths[node]], zorder=1 + red,
+            color=RED if red else GREY, linewidth=2.2 if red else 0.8,
+        )  # fmt: skip
+    kept = [1.0, *(shares.get(node, 0.0) for node in range(1, len(parents)))]
+    dots = axes.scatter(
+        places, depths, c=kept, s=60, cmap="Blues", vmin=0, vmax=1, edgecolors=GREY, zorder=3
+    )
+    axes.invert_yaxis()
+    axes.set(ylabel="depth", xticks=[])
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.spines[:].set_visible(False)
+    figure.colorbar(dots, ax=axes, label="share of passes", fraction=0.025, pad=0.01)
     return figure

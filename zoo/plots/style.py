@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -27,3 +28,10 @@ def plain(axes: Axes) -> Axes:
 def shorten(name: str, length: int) -> str:
     """``name``, with an ellipsis at the end where it is too long."""
     return name if len(name) <= length else name[: length - 1] + "…"
+
+
+def rendered(figure: Figure) -> np.ndarray:
+    """A figure as a picture, uint8 [H, W, 3]."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from zoo.errors import ZooError
-from zoo.plots import measured_bars
-from zoo.proofs.base import Inequality
+from zoo.plots.proofs import claim_figure
+from zoo.proofs.base import SEEDS, Inequality, Measured, Proof, check
 from zoo.runs import write_atomically
 
 _HEAD = """\
@@ -23,8 +24,26 @@ _HEAD = """\
 
 Each proof measures a paper's mechanism against the paper's own baseline, small enough for two CPU
 cores; `recipes/<family>/<system>/proof.yaml` says how. `python -m zoo.prove SYSTEM` runs one again,
-`python -m zoo.prove SYSTEM --record` also keeps its result here.
+`python -m zoo.prove SYSTEM --record` measures with three seeds and keeps the result here.
+
+A seed moves everything that is drawn: weights, made data, batches, sampled tokens. A claim
+**holds** if each of its inequalities holds with each of three seeds or more; with fewer it is
+measured, no more. Measured values are means over the seeds, in parentheses from the least to the
+greatest. In figures, lines are means over the seeds and shaded areas go from the least to the
+greatest; pictures are those of the first seed.
 """
+
+
+@dataclass
+class Judged:
+    """An inequality with what was measured for it, one entry for each seed."""
+
+    text: str
+    left: str
+    relation: str
+    measured: list[float]
+    threshold: list[float]
+    holds: list[bool]
 
 
 @dataclass
@@ -33,37 +52,99 @@ class Result:
 
     Attributes:
         claim: the paper's, in a sentence.
+        seeds: that it was measured with.
         inequalities: what must hold.
-        seconds: that all its measurements took.
+        seconds: that all measurements took, for each seed.
+        measurements: measurement -> value -> one number for each seed; empty in results that older
+            versions wrote.
     """
 
     claim: str
-    inequalities: list[Inequality]
-    seconds: float
+    seeds: list[int]
+    inequalities: list[Judged]
+    seconds: list[float]
+    measurements: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+
+    @property
+    def all_hold(self) -> bool:
+        """Whether all inequalities do with all seeds that were tried."""
+        return all(all(inequality.holds) for inequality in self.inequalities)
 
     @property
     def holds(self) -> bool:
-        """Whether all inequalities do."""
-        return all(inequality.holds for inequality in self.inequalities)
+        """Whether all inequalities do, with as many seeds as a verdict needs."""
+        return self.all_hold and len(self.seeds) >= len(SEEDS)
+
+    @property
+    def verdict(self) -> str:
+        """In a few words."""
+        if not self.all_hold:
+            return "FAILS"
+        if self.holds:
+            return "holds"
+        return f"measured with {len(self.seeds)} seed{'s'[: len(self.seeds) - 1]}"
 
 
-def record(system: str, results: Sequence[Result], folder: Path) -> None:
+def judge(proof: Proof, runs: Mapping[int, Mapping[str, Measured]], seconds: list[float]) -> Result:
+    """Check what must hold.
+
+    Args:
+        proof: with the inequalities.
+        runs: seed -> name -> what was measured.
+        seconds: for each seed.
+    """
+    values = {seed: {name: m.values for name, m in run.items()} for seed, run in runs.items()}
+    first = next(iter(values.values()))
+    return Result(
+        proof.claim,
+        list(runs),
+        [_judged([check(text, run) for run in values.values()]) for text in proof.must_hold],
+        seconds,
+        {
+            name: {value: [run[name][value] for run in values.values()] for value in first[name]}
+            for name in proof.measurements
+        },
+    )
+
+
+def _judged(checked: Sequence[Inequality]) -> Judged:
+    one = checked[0]
+    columns = ([getattr(i, name) for i in checked] for name in ("measured", "threshold", "holds"))
+    return Judged(one.text, one.left, one.relation, *columns)  # type: ignore[arg-type]
+
+
+def record(
+    system: str,
+    proofs: Sequence[Proof],
+    runs: Sequence[Mapping[int, Mapping[str, Measured]]],
+    results: Sequence[Result],
+    folder: Path,
+) -> None:
     """Keep a system's results in ``folder`` instead of those kept before.
 
     Args:
         system: ``family/name``.
-        results: one for each claim.
-        folder: gets ``family/name.json`` and ``family/name-<number>.png`` for each claim.
+        proofs, runs, results: for each claim; see :func:`judge`.
+        folder: gets ``family/name.json``, and ``family/name-<number>.png`` for claims that are
+            drawn.
     """
     file = folder / f"{system}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     for old in file.parent.glob(f"{file.stem}-[0-9].png"):
         old.unlink()
-    for number, result in enumerate(results):
-        measured_bars(
-            result.claim,
-            [(i.left, i.measured, i.relation, i.threshold, i.holds) for i in result.inequalities],
-        ).savefig(file.with_name(f"{file.stem}-{number}.png"))
+    for number, (proof, seeds) in enumerate(zip(proofs, runs, strict=True)):
+        first = next(iter(seeds.values()))
+        figure = claim_figure(
+            proof.claim,
+            {
+                proof.label(name): [run[name].curves for run in seeds.values()]
+                for name in proof.measurements
+            },
+            {proof.label(name): first[name].pictures for name in proof.measurements},
+            proof.show,
+        )
+        if figure is not None:
+            figure.savefig(file.with_name(f"{file.stem}-{number}.png"))
     content = {
         "system": system,
         "pytorch": torch.__version__,
@@ -71,7 +152,14 @@ def record(system: str, results: Sequence[Result], folder: Path) -> None:
         "threads": torch.get_num_threads(),
         "proofs": [asdict(result) for result in results],
     }
-    write_atomically(file, json.dumps(content, indent=1).encode())
+    write_atomically(file, _to_json(content).encode())
+
+
+def _to_json(content: Any) -> str:
+    """JSON with lists of numbers on one line."""
+    text = json.dumps(content, indent=1)
+    numbers = re.compile(r"\[\s*([^][{}\"]*?)\s*\]")
+    return numbers.sub(lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"
 
 
 def write_page(page: Path) -> None:
@@ -82,21 +170,26 @@ def write_page(page: Path) -> None:
     """
     folder = page.with_suffix("")
     systems = [_read(file) for file in sorted(folder.glob("*/*.json"))]
-    held = [[result.holds for result in results] for _, results in systems]
-    parts = [
-        _HEAD,
-        f"{sum(map(sum, held))} of {sum(map(len, held))} claims of {len(systems)} systems hold.\n",
+    claims = [result for _, results in systems for result in results]
+    counts = [
+        f"{sum(result.holds for result in claims)} of {len(claims)} claims of {len(systems)} "
+        f"systems hold with three seeds, {sum(not result.all_hold for result in claims)} fail"
     ]
+    if few := sum(result.all_hold and not result.holds for result in claims):
+        counts.append(f", {few} were measured with fewer seeds")
+    parts = [_HEAD, "".join(counts) + ".\n"]
+    parts += ["| system | claim | measured | verdict | |", "| --- | --- | --- | --- | --- |"]
+    parts += [row for content, results in systems for row in _rows(content, results, folder)]
     for content, results in systems:
-        parts += _section(content, results, folder)
-    write_atomically(page, "\n".join(parts).encode())
+        parts += ["", *_section(content, results, folder)]
+    write_atomically(page, ("\n".join(parts) + "\n").encode())
 
 
 def _read(file: Path) -> tuple[dict[str, Any], list[Result]]:
     try:
         content = json.loads(file.read_text())
         results = [
-            Result(**proof | {"inequalities": [Inequality(**i) for i in proof["inequalities"]]})
+            Result(**proof | {"inequalities": [Judged(**i) for i in proof["inequalities"]]})
             for proof in content["proofs"]
         ]
     except (ValueError, KeyError, TypeError) as error:
@@ -107,20 +200,66 @@ def _read(file: Path) -> tuple[dict[str, Any], list[Result]]:
     return content, results
 
 
-def _section(content: dict[str, Any], results: list[Result], folder: Path) -> Iterable[str]:
+def _figures(content: dict[str, Any], results: Sequence[Result], folder: Path) -> list[str | None]:
+    """Path of each claim's figure from the page, where there is one."""
+    names = [f"{content['system']}-{number}.png" for number in range(len(results))]
+    return [f"{folder.name}/{name}" if (folder / name).is_file() else None for name in names]
+
+
+def _rows(content: dict[str, Any], results: Sequence[Result], folder: Path) -> Iterator[str]:
+    """The system's lines of the first table."""
+    system, figures = content["system"], _figures(content, results, folder)
+    drawn = next((figure for figure in figures if figure), None)
+    anchor = system.replace("/", "")
+    link = f"[{system}](#{anchor})"
+    thumbnail = f'<a href="#{anchor}"><img src="{drawn}" width="160" alt=""></a>' if drawn else ""
+    for number, result in enumerate(results):
+        first = result.inequalities[0]
+        cells = [
+            "" if number else link,
+            result.claim,
+            f"`{first.left}` {spread(first.measured)} {first.relation} {spread(first.threshold)}",
+            _bold(result.verdict),
+            "" if number else thumbnail,
+        ]
+        yield f"| {' | '.join(cells)} |"
+
+
+def _section(content: dict[str, Any], results: Sequence[Result], folder: Path) -> Iterator[str]:
     system = content["system"]
     yield f"## {system}\n"
-    yield f"PyTorch {content['pytorch']}, {content['machine']}, threads: {content['threads']}.\n"
-    for number, result in enumerate(results):
-        figure = f"{folder.name}/{system}-{number}.png"
-        yield f"**{result.claim}** ({result.seconds:.0f} s)\n"
+    yield (
+        f"[What it is](systems/{system}.md). PyTorch {content['pytorch']}, {content['machine']}, "
+        f"threads: {content['threads']}.\n"
+    )
+    for result, figure in zip(results, _figures(content, results, folder), strict=True):
+        seeds = ", ".join(map(str, result.seeds))
+        times = spread(result.seconds, ".0f")
+        yield f"**{result.claim}**\n"
+        yield f"{_bold(result.verdict)}; seeds {seeds}; {times} s each.\n"
         yield "| must hold | measured | verdict |"
         yield "| --- | ---: | --- |"
         for i in result.inequalities:
-            yield f"| `{i.text}` | {i.measured:.6g} | {verdict(i.holds)} |"
-        yield f"\n![{result.claim}]({figure})\n"
+            yield f"| `{i.text}` | {spread(i.measured)} | {_of_seeds(i, result.seeds)} |"
+        yield ""
+        if figure:
+            yield f"![{result.claim}]({figure})\n"
 
 
-def verdict(holds: bool) -> str:
-    """In a word."""
-    return "holds" if holds else "FAILS"
+def _of_seeds(inequality: Judged, seeds: Sequence[int]) -> str:
+    failed = [seed for seed, holds in zip(seeds, inequality.holds, strict=True) if not holds]
+    if not failed:
+        return "holds"
+    return f"**FAILS** with seed {', '.join(map(str, failed))}"
+
+
+def _bold(verdict: str) -> str:
+    """A failure must not be overlooked."""
+    return f"**{verdict}**" if verdict == "FAILS" else verdict
+
+
+def spread(values: Sequence[float], digits: str = ".4g") -> str:
+    """Mean, and the least and the greatest if they differ: ``0.52 (0.49 to 0.55)``."""
+    mean = format(sum(values) / len(values), digits)
+    ends = [format(end, digits) for end in (min(values), max(values))]
+    return mean if ends[0] == ends[1] else f"{mean} ({' to '.join(ends)})"

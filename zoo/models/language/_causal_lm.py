@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +21,7 @@ from transformers.utils.logging import (
 )
 
 from zoo import compat
-from zoo.checkpoints.exports import cache_folder, trained_folder
+from zoo.checkpoints.exports import cache_folder, export, trained_folder
 from zoo.errors import ZooError
 from zoo.models.language.mamba import MambaLM, is_mamba_config
 
@@ -33,19 +32,27 @@ MIXED = ("falcon_mamba", "jamba", "bamba", "zamba", "zamba2", "nemotron_h", "gra
 def export_causal_lm(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, name: str | Path
 ) -> Path:
-    """Write a causal LM in the layout of transformers.
+    """Keep a causal LM under a name.
 
     Args:
         model: of transformers.
         tokenizer: saved beside it, if there is one.
         name: a name for :func:`find_causal_lm`, or a path with a separator in it.
+
+    Returns:
+        its folder; see :func:`zoo.checkpoints.exports.export`.
     """
-    folder = Path(name) if os.sep in str(name) else trained_folder(str(name))
+    return export(name, lambda folder: save_causal_lm(model, tokenizer, folder))
+
+
+def save_causal_lm(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, folder: Path
+) -> None:
+    """Write a causal LM, and its tokenizer if there is one, in the layout of transformers."""
     with _silently():
         model.save_pretrained(folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
-    return folder
 
 
 @contextmanager

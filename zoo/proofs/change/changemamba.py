@@ -8,6 +8,9 @@ from torch import Tensor
 
 from zoo.data.base import DataModule
 from zoo.metrics.change import BinaryChangeScores
+from zoo.plots.panels import overlay
+from zoo.plots.proofs import Axes, Curve
+from zoo.proofs.base import Measured
 from zoo.proofs.trained import OfRecipe
 
 THRESHOLDS = 60
@@ -22,15 +25,25 @@ class Differencing(OfRecipe):
     Measures ``f1`` and its parts on the test pairs, and the ``threshold``.
     """
 
-    def measure(self) -> dict[str, float]:
+    def measure(self, seed: int) -> Measured:
         """Choose the threshold, then test."""
-        _, data = self.open().build()
+        _, data = self.open(seed).build()
         difference, truth = _differences(data, "train")
         choices = np.linspace(0, float(difference.max()), THRESHOLDS, endpoint=False)
         scores = [_f1(difference > choice, truth)["f1"] for choice in choices]
         threshold = float(choices[int(np.argmax(scores))])
         difference, truth = _differences(data, "test")
-        return _f1(difference > threshold, truth) | {"threshold": threshold}
+        axes = Axes("Threshold of the difference", "threshold", "F1 on the training pairs")
+        changed = (difference > threshold).numpy()
+        return Measured(
+            _f1(difference > threshold, truth) | {"threshold": threshold},
+            [Curve(axes, choices.tolist(), scores)],
+            # in the colours of the network's maps
+            [
+                {"prediction": overlay(np.full((*one.shape, 3), 230, np.uint8), 1 * one, 1.0)}
+                for one in changed[:3]
+            ],
+        )
 
 
 def _differences(data: DataModule, split: str) -> tuple[Tensor, Tensor]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from functools import cache
 from pathlib import Path
@@ -13,22 +11,26 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from zoo.checkpoints.exports import cache_folder
+from zoo.checkpoints.exports import cache_folder, put_in_place
 from zoo.data.language.unit_language import UnitLanguage
 from zoo.decoding import Generation, Method, generate
-from zoo.models.language._causal_lm import export_causal_lm, load_causal_lm
+from zoo.models.language._causal_lm import load_causal_lm, save_causal_lm
+from zoo.plots.proofs import Axes, Curve
+from zoo.proofs.kept import key
 from zoo.tasks.base import OptimizerSettings, ScheduleSettings, Task
 from zoo.tasks.language.language_modeling import LanguageModeling
 
 #: Length of the texts that the models are trained on; they are not asked for longer ones.
 LENGTH = 96
 PROMPT = 8
+#: What decoding runs without an import, for measurements.
+METHODS = ("zoo.decoding.methods",)
 
 
-def unit_language(steps: int, **language: Any) -> UnitLanguage:
+def unit_language(steps: int, seed: int, **language: Any) -> UnitLanguage:
     """Training texts for so many steps; ``language`` are arguments of :class:`UnitLanguage`."""
     data = UnitLanguage(samples=32 * steps, length=LENGTH, batch_size=32, **language)
-    data.seed = 1
+    data.seed = 1 + seed
     return data
 
 
@@ -58,26 +60,29 @@ def settings(lr: float = 2e-3) -> dict[str, Any]:
     }
 
 
-def unit_lm(layers: int = 4, width: int = 128, steps: int = 400, **language: Any) -> Path:
+def unit_lm(
+    seed: int, layers: int = 4, width: int = 128, steps: int = 400, **language: Any
+) -> Path:
     """Folder of a language model trained on :class:`UnitLanguage`; kept for later proofs."""
-    made = {"layers": layers, "width": width, "steps": steps, "language": language}
-    text = json.dumps(made | {"version": 4}, sort_keys=True)
-    folder = cache_folder() / "proofs" / hashlib.sha256(text.encode()).hexdigest()[:16]
-    if (folder / "config.json").is_file():
-        return folder
-    data = unit_language(steps, **language)
-    pl.seed_everything(0, verbose=False)
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    shape = {
-        "vocab_size": data.vocab_size,
-        "num_hidden_layers": layers,
-        "hidden_size": width,
-        "intermediate_size": 2 * width,
-        "max_position_embeddings": 2 * LENGTH,
-    }
-    task = LanguageModeling("base_lm_small", shape, **settings())
-    fit(task, data)
-    return export_causal_lm(task.model, None, str(folder))
+    made_from = [seed, layers, width, steps, language, "base_lm_small"]
+    folder = cache_folder() / "proofs" / "models" / key(made_from, [__name__])
+
+    def make(folder: Path) -> None:
+        data = unit_language(steps, seed, **language)
+        pl.seed_everything(seed, verbose=False)
+        logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+        shape = {
+            "vocab_size": data.vocab_size,
+            "num_hidden_layers": layers,
+            "hidden_size": width,
+            "intermediate_size": 2 * width,
+            "max_position_embeddings": 2 * LENGTH,
+        }
+        task = LanguageModeling("base_lm_small", shape, **settings())
+        fit(task, data)
+        save_causal_lm(task.model, None, folder)
+
+    return put_in_place(folder, make)
 
 
 @cache
@@ -86,16 +91,18 @@ def loaded(folder: Path) -> nn.Module:
     return load_causal_lm(folder).requires_grad_(False)
 
 
-def prompts(count: int, **language: Any) -> Tensor:
+def prompts(count: int, seed: int, **language: Any) -> Tensor:
     """Beginnings of texts ``[count, PROMPT]``."""
-    made = unit_language(1, **language)
+    made = unit_language(1, seed, **language)
     # a text of its own for each: the first unit begins with it
-    return torch.stack([made.text(PROMPT, seed=77 + n)[:PROMPT] for n in range(count)])
+    first = 77 + 1000 * seed
+    return torch.stack([made.text(PROMPT, seed=first + n)[:PROMPT] for n in range(count)])
 
 
 def decode(
     model: nn.Module,
     method: str | Method,
+    seed: int,
     sequences: int = 24,
     temperature: float = 1.0,
     language: dict[str, Any] | None = None,
@@ -104,11 +111,11 @@ def decode(
     """A batch of texts as long as those of the training, about 2,000 tokens by default."""
     return generate(
         model,
-        prompts(sequences, **(language or {})),
+        prompts(sequences, seed, **(language or {})),
         method,
         max_new_tokens=LENGTH - PROMPT,
         temperature=temperature,
-        seed=0,
+        seed=seed,
         **options,
     )
 
@@ -116,12 +123,21 @@ def decode(
 def is_greedy_text(
     model: nn.Module,
     method: str | Method,
+    seed: int,
     language: dict[str, Any] | None = None,
     **options: Any,
 ) -> float:
     """1 if greedy decoding with the method gives the text of plain greedy decoding, else 0."""
     mine, plain = (
-        decode(model, m, 8, temperature=0.0, language=language, **more).new_tokens
+        decode(model, m, seed, 8, temperature=0.0, language=language, **more).new_tokens
         for m, more in ((method, options), ("plain", {}))
     )
     return float(mine == plain)
+
+
+def tokens_of_steps(out: Generation) -> Curve:
+    """How often a pass of the target gave so many tokens or more."""
+    lengths = torch.tensor([n for row in out.accept_lengths for n in row])
+    counts = range(1, int(lengths.max()) + 1)
+    axes = Axes("Tokens of a pass", "tokens or more", "share of the target's passes")
+    return Curve(axes, counts, [float((lengths >= n).double().mean()) for n in counts])

@@ -9,14 +9,17 @@ import lightning.pytorch as pl
 
 from zoo.decoding.methods.kangaroo import Kangaroo
 from zoo.models.decoding.kangaroo import KangarooAdapter
-from zoo.proofs.base import Measurement
+from zoo.plots.proofs import Axes, Curve
+from zoo.proofs.base import Measured, Measurement
 from zoo.proofs.decoding._unit_language import (
+    METHODS,
     PROMPT,
     decode,
     fit,
     is_greedy_text,
     loaded,
     settings,
+    tokens_of_steps,
     unit_language,
     unit_lm,
 )
@@ -29,17 +32,17 @@ LANGUAGE = {"tail": 5, "shared_tail": True}
 MOST = 9
 
 
-def target() -> Path:
+def target(seed: int) -> Path:
     """Folder of the language model."""
-    return unit_lm(layers=6, **LANGUAGE)
+    return unit_lm(seed, layers=6, **LANGUAGE)
 
 
 @cache
-def trained_adapter(exit_layer: int, steps: int) -> KangarooAdapter:
+def trained_adapter(exit_layer: int, steps: int, seed: int) -> KangarooAdapter:
     """An adapter for the target."""
-    pl.seed_everything(0, verbose=False)
-    task = AdapterTraining(str(target()), exit_layer, **settings(lr=3e-3))
-    fit(task, unit_language(steps, **LANGUAGE))
+    pl.seed_everything(seed, verbose=False)
+    task = AdapterTraining(str(target(seed)), exit_layer, **settings(lr=3e-3))
+    fit(task, unit_language(steps, seed, **LANGUAGE))
     return task.model["head"].eval()
 
 
@@ -67,17 +70,25 @@ class EarlyExits(Measurement):
         self.adapter, self.threshold = adapter, threshold
         self.exit_layer, self.steps = exit_layer, steps
 
-    def measure(self) -> dict[str, float]:
+    runs = METHODS
+
+    def measure(self, seed: int) -> Measured:
         """Train the adapter, then decode."""
-        adapter = trained_adapter(self.exit_layer, self.steps) if self.adapter else None
-        model = loaded(target())
+        adapter = trained_adapter(self.exit_layer, self.steps, seed) if self.adapter else None
+        model = loaded(target(seed))
         method = Kangaroo(adapter, self.exit_layer, self.threshold, steps=MOST)
-        out = decode(model, method, language=LANGUAGE)
+        out = decode(model, method, seed, language=LANGUAGE)
         prompt_tokens = out.sequences.shape[0] * PROMPT
         counts = out.acceptance
-        return {
-            "tokens_per_step": out.tokens_per_step,
-            "wasted": counts.wasted / max(counts.accepted, 1),
-            "shallow_calls": method.shallow_tokens / (out.target_tokens - prompt_tokens),
-            "greedy_is_plain": is_greedy_text(model, method, language=LANGUAGE),
-        }
+        shallow = method.shallow_tokens / (out.target_tokens - prompt_tokens)
+        wasted = counts.wasted / max(counts.accepted, 1)
+        axes = Axes("Drafts in vain", "tokens of a pass, mean", "drafts in vain for each one kept")
+        return Measured(
+            {
+                "tokens_per_step": out.tokens_per_step,
+                "wasted": wasted,
+                "shallow_calls": shallow,
+                "greedy_is_plain": is_greedy_text(model, method, seed, language=LANGUAGE),
+            },
+            [tokens_of_steps(out), Curve(axes, [out.tokens_per_step], [wasted], style="points")],
+        )

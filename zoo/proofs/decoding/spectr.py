@@ -9,8 +9,16 @@ from zoo.decoding.optimal_transport import (
     optimal_acceptance,
     recursive_rejection_acceptance,
 )
-from zoo.proofs.base import Measurement
-from zoo.proofs.decoding._unit_language import decode, is_greedy_text, loaded, unit_lm
+from zoo.plots.proofs import Axes, Curve
+from zoo.proofs.base import Measured, Measurement
+from zoo.proofs.decoding._unit_language import (
+    METHODS,
+    decode,
+    is_greedy_text,
+    loaded,
+    tokens_of_steps,
+    unit_lm,
+)
 
 
 class Acceptance(Measurement):
@@ -28,9 +36,9 @@ class Acceptance(Measurement):
     def __init__(self, k: int, pairs: int = 60) -> None:
         self.k, self.pairs = k, pairs
 
-    def measure(self) -> dict[str, float]:
-        """Evaluate the rules; nothing is sampled."""
-        torch.manual_seed(0)
+    def measure(self, seed: int) -> Measured:
+        """Evaluate the rules; nothing is sampled but the pairs."""
+        torch.manual_seed(seed)
         law = torch.distributions.Dirichlet(torch.full((10,), 0.5, dtype=torch.float64))
         q, p = law.sample((self.pairs,)), law.sample((self.pairs,))
         rule = k_seq(q, p, self.k)
@@ -39,14 +47,24 @@ class Acceptance(Measurement):
         first = kept * (rule.acceptance / kept.sum(-1))[:, None]
         total = first + rule.residual * (1 - rule.acceptance)[:, None]
         ratio = rule.acceptance / best
-        return {
-            "k_seq": float(rule.acceptance.mean()),
-            "recursive": float(recursive_rejection_acceptance(q, p, self.k).mean()),
+        rules = {
+            "k-SEQ (SpecTr)": float(rule.acceptance.mean()),
+            "in turn (SpecInfer)": float(recursive_rejection_acceptance(q, p, self.k).mean()),
             "optimum": float(best.mean()),
-            "worst": float(ratio.min()),
-            "best": float(ratio.max()),
-            "error": float((total - p).abs().max()),
         }
+        k_seq_, recursive, optimum = rules.values()
+        axes = Axes("Acceptance by rule", "drafts k", "probability that one of them is kept", "x")
+        return Measured(
+            {
+                "k_seq": k_seq_,
+                "recursive": recursive,
+                "optimum": optimum,
+                "worst": float(ratio.min()),
+                "best": float(ratio.max()),
+                "error": float((total - p).abs().max()),
+            },
+            [Curve(axes, [self.k], [value], name) for name, value in rules.items()],
+        )
 
 
 class Blocks(Measurement):
@@ -62,16 +80,21 @@ class Blocks(Measurement):
     def __init__(self, drafts: int, length: int = 4) -> None:
         self.drafts, self.length = drafts, length
 
-    def measure(self) -> dict[str, float]:
+    runs = METHODS
+
+    def measure(self, seed: int) -> Measured:
         """Decode."""
-        target = loaded(unit_lm())
+        target = loaded(unit_lm(seed))
         options = {
-            "draft": loaded(unit_lm(layers=1, width=32, steps=60)),
+            "draft": loaded(unit_lm(seed, layers=1, width=32, steps=60)),
             "drafts": self.drafts,
             "length": self.length,
         }
-        out = decode(target, "spectr", **options)
-        return {
-            "tokens_per_step": out.tokens_per_step,
-            "greedy_is_plain": is_greedy_text(target, "spectr", **options),
-        }
+        out = decode(target, "spectr", seed, **options)
+        return Measured(
+            {
+                "tokens_per_step": out.tokens_per_step,
+                "greedy_is_plain": is_greedy_text(target, "spectr", seed, **options),
+            },
+            [tokens_of_steps(out)],
+        )

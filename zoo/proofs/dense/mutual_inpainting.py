@@ -7,6 +7,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from zoo.data.base import DataModule
+from zoo.data.formats.maps import MapDataModule
+from zoo.plots.proofs import Pictures
+from zoo.proofs.base import Measured
 from zoo.proofs.trained import OfRecipe, Trained
 from zoo.tasks.base import Task
 
@@ -24,7 +27,7 @@ class MutualBlock(Trained):
     """
 
     @torch.inference_mode()
-    def inspect(self, task: Task, data: DataModule) -> dict[str, float]:
+    def inspect(self, task: Task, data: DataModule) -> Measured:
         """Look at both branches, and behind the equalisation, or where it would be."""
         features: list[Tensor] = []
         network = task.eval_model
@@ -40,24 +43,30 @@ class MutualBlock(Trained):
             means = [(x * w).sum((2, 3)) / w.sum((2, 3)) for w in (hole, 1 - hole)]
             gaps.append(((means[0] - means[1]).abs() / x.std((2, 3)).clamp(min=1e-6)).mean(1))
         hook.remove()
-        return {
-            "structure_share": float(torch.cat(nearer).float().mean()),
-            "gap": float(torch.cat(gaps).mean()),
-        }
+        return Measured(
+            {
+                "structure_share": float(torch.cat(nearer).float().mean()),
+                "gap": float(torch.cat(gaps).mean()),
+            }
+        )
 
 
 class MeanFill(OfRecipe):
     """``hole_l1`` on the test pictures when holes get the mean colour of the known pixels."""
 
-    def measure(self) -> dict[str, float]:
+    def measure(self, seed: int) -> Measured:
         """Fill the holes of all test pictures."""
-        _, data = self.open().build()
+        _, data = self.open(seed).build()
+        assert isinstance(data, MapDataModule)
         data.setup("test")
-        errors = []
+        errors: list[float] = []
+        pictures: list[Pictures] = []
         for batch in data.test_dataloader():
             image, mask = batch["image"], batch["mask"]
             known = 1 - mask
             mean = (image * known).sum((2, 3), keepdim=True) / known.sum((2, 3), keepdim=True)
             error = ((mean - image).abs() * mask).sum((1, 2, 3)) / (3 * mask.sum((1, 2, 3)))
             errors += error.tolist()
-        return {"hole_l1": sum(errors) / len(errors)}
+            filled = image * known + mean * mask
+            pictures += [{"filled": data.to_display(x)} for x in filled[: 3 - len(pictures)]]
+        return Measured({"hole_l1": sum(errors) / len(errors)}, pictures=pictures)

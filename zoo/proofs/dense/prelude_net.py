@@ -6,6 +6,7 @@ import torch
 
 from zoo.data.base import DataModule
 from zoo.metrics.depth import DepthErrors
+from zoo.proofs.base import Measured
 from zoo.proofs.trained import Trained
 from zoo.tasks.base import Task
 
@@ -15,7 +16,7 @@ class DepthOfVideos(Trained):
     labelled training videos.
     """
 
-    def inspect(self, task: Task, data: DataModule) -> dict[str, float]:
+    def inspect(self, task: Task, data: DataModule) -> Measured:
         """Score the mean."""
         source = data.source("train")
         depths = [source[i]["depth"][0] for i in range(len(source))]
@@ -24,4 +25,4 @@ class DepthOfVideos(Trained):
         for batch in data.test_dataloader():
             target = batch["depth"][:, 0, 1:]
             errors.update(mean.expand_as(target), target)
-        return {"constant_abs_rel": float(errors.compute()["abs_rel"])}
+        return Measured({"constant_abs_rel": float(errors.compute()["abs_rel"])})

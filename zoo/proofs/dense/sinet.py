@@ -8,7 +8,12 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from zoo.data.base import DataModule
+from zoo.data.dense.portraits import Portraits
 from zoo.losses.segmentation import boundary_band
+from zoo.plots.maps import coloured
+from zoo.plots.panels import overlay
+from zoo.plots.proofs import Pictures
+from zoo.proofs.base import Measured
 from zoo.proofs.trained import Trained
 from zoo.tasks.base import Task
 
@@ -25,8 +30,10 @@ class Blocking(Trained):
     """
 
     @torch.inference_mode()
-    def inspect(self, task: Task, data: DataModule) -> dict[str, float]:
+    def inspect(self, task: Task, data: DataModule) -> Measured:
         """Look at gate and errors."""
+        assert isinstance(data, Portraits)
+        pictures: list[Pictures] = []
         near, elsewhere = torch.zeros(2), torch.zeros(2)
         wrong, interior = torch.zeros(2), 0
         for batch in data.test_dataloader():
@@ -43,13 +50,26 @@ class Blocking(Trained):
             found = torch.stack([logits.argmax(1), foreign.argmax(1)])
             wrong += ((found != mask) & inside).sum((1, 2, 3))
             interior += int(inside.sum())
+            for index in range(min(3 - len(pictures), len(mask))):
+                picture = data.to_display(batch["image"][index])
+                labels = foreign[index].argmax(0).numpy()
+                pictures.append(
+                    {
+                        "picture": picture,
+                        "gate": coloured(gate[index].numpy()),
+                        "detail of another picture": overlay(picture, labels),
+                    }
+                )
         ratio = near[0] / near[1] / (elsewhere[0] / elsewhere[1])
         own, others = (wrong / interior).tolist()
-        return {
-            "gate_ratio": float(ratio),
-            "interior_error": own,
-            "foreign_interior_error": others,
-        }
+        return Measured(
+            {
+                "gate_ratio": float(ratio),
+                "interior_error": own,
+                "foreign_interior_error": others,
+            },
+            pictures=pictures,
+        )
 
 
 def _distance_to_boundary(mask: Tensor) -> Tensor:

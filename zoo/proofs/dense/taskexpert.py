@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from zoo.data.base import DataModule
 from zoo.data.synthetic.mode_scenes import BACKGROUND
+from zoo.plots.proofs import Axes, Curve
+from zoo.proofs.base import Measured
 from zoo.proofs.trained import Trained
 from zoo.tasks.base import Task
 
@@ -25,7 +27,7 @@ class Assembly(Trained):
     """
 
     @torch.inference_mode()
-    def inspect(self, task: Task, data: DataModule) -> dict[str, float]:
+    def inspect(self, task: Task, data: DataModule) -> Measured:
         """Look at gates and labels of the test scenes."""
         model = task.eval_model
         batches = list(data.test_dataloader())
@@ -44,23 +46,30 @@ class Assembly(Trained):
                 depths[tap].append(weights["depth"])
         mode = torch.cat(modes)
         by_tap = [(torch.cat(a), torch.cat(b)) for a, b in zip(labels, depths, strict=True)]
-        measured = {
+        values = {
             "object_accuracy": float(torch.cat(hits).float().mean()),
             "mode_distance": max(_distance(a[mode], a[~mode]) for a, _ in by_tap),
             "task_distance": max(_distance(a, b) for a, b in by_tap),
         }
+        axes = Axes("Gates by tap", "tap", "distance of mean gates")
+        taps = range(1, len(by_tap) + 1)
+        curves = [
+            Curve(axes, taps, [_distance(a[mode], a[~mode]) for a, _ in by_tap], "kinds of scenes"),
+            Curve(axes, taps, [_distance(a, b) for a, b in by_tap], "tasks"),
+        ]
         if not model.moe[-1].read:
-            return measured
+            return Measured(values)
         model.moe[-1].read = nn.ModuleDict({name: _Zero() for name in model.tasks})
         hits, change = [], 0.0
         for batch, before in zip(batches, outputs_before, strict=True):
             output = model(batch["image"])["semseg"]
             hits.append(_on_objects(output, batch["semseg"]))
             change = max(change, float((output - before).abs().max()))
-        return measured | {
+        values |= {
             "memory_change": change,
             "forgetful_accuracy": float(torch.cat(hits).float().mean()),
         }
+        return Measured(values, curves)
 
 
 class _Zero(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,7 +11,9 @@ from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 
 from zoo.data.base import DataModule
-from zoo.proofs.trained import Trained, fit_recipe, open_recipe
+from zoo.plots.proofs import Axes, Curve
+from zoo.proofs.base import Measured
+from zoo.proofs.trained import LEARNING, Trained, fit_recipe, open_recipe, shown
 from zoo.tasks.base import Task
 from zoo.tasks.dense.super_resolution import Stage, SuperResolution
 
@@ -24,12 +27,13 @@ class TargetNoise(Trained):
     from the mean of all of them. Both see the same pictures, times and noise.
     """
 
-    def inspect(self, task: Task, data: DataModule) -> dict[str, float]:
+    def inspect(self, task: Task, data: DataModule) -> Measured:
         """One gradient for each training batch and target; no weight is changed."""
         assert isinstance(task, SuperResolution)
         task.teacher = deepcopy(task.eval_model.unet).requires_grad_(False)
         batches = list(data.train_dataloader())
-        noise = {}
+        axes = Axes("Gradients by batch", "training batch", "distance from the mean, squared")
+        noise, curves = {}, []
         for name, distil in (("sharp", False), ("distilled", True)):
             stage = Stage("unet", epochs=1, scale=4, distil=distil)
             gradients = []
@@ -37,8 +41,10 @@ class TargetNoise(Trained):
                 torch.manual_seed(number)
                 gradients.append(_gradient(task, batch, stage))
             stacked = torch.stack(gradients)
-            noise[f"{name}_noise"] = float((stacked - stacked.mean(0)).square().sum(1).mean())
-        return noise
+            distances = (stacked - stacked.mean(0)).square().sum(1)
+            noise[f"{name}_noise"] = float(distances.mean())
+            curves.append(Curve(axes, range(len(batches)), distances.tolist(), f"{name} target"))
+        return Measured(noise, curves)
 
 
 def _gradient(task: SuperResolution, batch: dict[str, Tensor], stage: Stage) -> Tensor:
@@ -62,17 +68,24 @@ class DecoderStage(Trained):
         super().__init__(**kwargs)
         self.stage = stage
 
-    def inspect(self, task: Task, data: DataModule) -> dict[str, float]:
+    def inspect(self, task: Task, data: DataModule) -> Measured:
         """Train the decoder of a copy."""
-        tuned, _ = (recipe := open_recipe(self.recipe, self.overrides | self.stage)).build()
+        recipe = open_recipe(self.recipe, self.overrides | self.stage, data.seed)
+        tuned, _ = recipe.build()
         tuned.model.load_state_dict(task.eval_model.state_dict())
-        fit_recipe(recipe, tuned, data)
+        trainer, curves = fit_recipe(recipe, tuned, data)
+        pictures = shown(task)
+        trainer.test(tuned, datamodule=data, verbose=False)
+        for row, after in zip(pictures, shown(tuned), strict=True):
+            row["result, decoder trained"] = after["result"]
         pairs = zip(task.eval_model.unet.parameters(), tuned.model.unet.parameters(), strict=True)
-        return {
+        values = {
             "l1_before": _l1(task, data),
             "l1_after": _l1(tuned.eval(), data),
             "denoiser_moved": max(float((a - b).detach().abs().max()) for a, b in pairs),
         }
+        stage = replace(LEARNING, title="Learning, the decoder's stage")
+        return Measured(values, [replace(curve, axes=stage) for curve in curves], pictures)
 
 
 @torch.inference_mode()

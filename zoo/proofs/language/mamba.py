@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.data.synthetic.selective_copying import FIRST_SYMBOL, selective_copying
@@ -14,8 +13,9 @@ from zoo.layers.precision import at_least_fp32
 from zoo.layers.short_conv import short_conv
 from zoo.models.language.mamba import MambaLM
 from zoo.ops import selective_scan, ssd, ssd_reference
-from zoo.proofs.base import Measurement
-from zoo.proofs.synthetic import fit
+from zoo.plots.proofs import Axes, Curve
+from zoo.proofs.base import Measured, Measurement
+from zoo.proofs.synthetic import IGNORE, Samples, SyntheticTask, TrainedNetwork
 
 
 class TimeInvariant(Mamba):
@@ -48,17 +48,36 @@ class TimeInvariant(Mamba):
         return self.out_proj(y.transpose(1, 2))
 
 
-class Copying(Measurement):
+class SelectiveCopying(SyntheticTask):
+    """A few symbols among noise, asked for in the end, see
+    :mod:`zoo.data.synthetic.selective_copying`.
+
+    Args:
+        length, memorize, symbols: of the sequences.
+    """
+
+    def __init__(self, length: int = 32, memorize: int = 4, symbols: int = 8) -> None:
+        self.length, self.memorize = length, memorize
+        self.symbols = self.classes = FIRST_SYMBOL + symbols
+        self.known = {"guess": 1 / symbols}
+
+    def draw(self, count: int, generator: torch.Generator) -> Samples:
+        """Tokens [B, L]; the last ``memorize`` places are asked."""
+        symbols = self.symbols - FIRST_SYMBOL
+        tokens, data = selective_copying(count, self.length, self.memorize, symbols, generator)
+        targets = torch.full_like(tokens, IGNORE)
+        targets[:, self.length :] = data
+        return Samples((tokens,), targets)
+
+
+class Copying(TrainedNetwork):
     """Accuracy of selective copying after training on it.
 
     Args:
         layer: "Mamba1", "Mamba2" or "time_invariant".
         ssm_cfg: arguments of the mixer.
         d_model, n_layer: of the model.
-        length, memorize, symbols: of the task, see :mod:`zoo.data.synthetic.selective_copying`.
-        steps, batch_size, lr: of the training.
-        test_sequences: fresh sequences that are measured.
-        seed: of weights and sequences.
+        steps: of the training.
     """
 
     def __init__(
@@ -67,42 +86,33 @@ class Copying(Measurement):
         ssm_cfg: dict[str, Any] | None = None,
         d_model: int = 64,
         n_layer: int = 2,
-        length: int = 32,
-        memorize: int = 4,
-        symbols: int = 8,
         steps: int = 800,
-        batch_size: int = 64,
-        lr: float = 3e-3,
-        test_sequences: int = 1024,
-        seed: int = 0,
     ) -> None:
+        super().__init__(SelectiveCopying(), steps, test_samples=1024)
         self.layer, self.ssm_cfg = layer, ssm_cfg or {}
         self.d_model, self.n_layer = d_model, n_layer
-        self.task = dict(length=length, memorize=memorize, symbols=symbols)
-        self.steps, self.batch_size, self.lr = steps, batch_size, lr
-        self.test_sequences, self.seed = test_sequences, seed
 
-    def measure(self) -> dict[str, float]:
-        """Accuracy per asked symbol, and parameters."""
-        torch.manual_seed(self.seed)
-        model = build(self.layer, self.ssm_cfg, self.d_model, self.n_layer, self.task["symbols"])
-        generator = torch.Generator().manual_seed(self.seed)
+    def network(self) -> nn.Module:
+        """A small language model, its logits alone."""
+        symbols = self.task.symbols - FIRST_SYMBOL
+        return Logits(build(self.layer, self.ssm_cfg, self.d_model, self.n_layer, symbols))
 
-        def answers(batch_size: int) -> tuple[Tensor, Tensor]:
-            tokens, data = selective_copying(batch_size, **self.task, generator=generator)
-            return model(tokens, logits_to_keep=data.shape[1]).logits, data
 
-        def loss(step: int) -> Tensor:
-            logits, data = answers(self.batch_size)
-            return F.cross_entropy(logits.flatten(0, 1), data.flatten())
+class Logits(nn.Module):
+    """What a language model answers, without its cache.
 
-        fit(model, loss, self.steps, self.lr)
-        with torch.inference_mode():
-            logits, data = answers(self.test_sequences)
-        return {
-            "accuracy": (logits.argmax(-1) == data).double().mean().item(),
-            "parameters": sum(p.numel() for p in model.parameters()),
-        }
+    Args:
+        model: token ids [B, L] -> output with ``logits`` [B, L, V].
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """[B, L] -> [B, L, V]."""
+        logits: Tensor = self.model(ids).logits
+        return logits
 
 
 def build(layer: str, ssm_cfg: dict[str, Any], d_model: int, n_layer: int, symbols: int) -> MambaLM:
@@ -129,17 +139,16 @@ class OneFunction(Measurement):
     Args:
         layer: "Mamba1" or "Mamba2".
         length: of the sequence.
-        seed: of weights and tokens.
     """
 
-    def __init__(self, layer: str, length: int = 50, seed: int = 0) -> None:
-        self.layer, self.length, self.seed = layer, length, seed
+    def __init__(self, layer: str, length: int = 50) -> None:
+        self.layer, self.length = layer, length
 
     @torch.inference_mode()
-    def measure(self) -> dict[str, float]:
+    def measure(self, seed: int) -> Measured:
         """Of logits: ``steps`` against one pass, ``parts`` against one pass; ``chunks``: of the
         chunked scan of Mamba-2 against its recurrence; ``growth`` of the cache, in bytes."""
-        torch.manual_seed(self.seed)
+        torch.manual_seed(seed)
         model = build(self.layer, {}, 64, 2, 62).eval()
         ids = torch.randint(64, (2, self.length))
         whole = model(ids).logits
@@ -153,14 +162,27 @@ class OneFunction(Measurement):
 
         steps, nbytes = read(*[1] * self.length)
         parts, _ = read(self.length // 2, self.length - self.length // 2)
-        result = {
+        values = {
             "steps": (steps - whole).abs().max().item(),
             "parts": (parts - whole).abs().max().item(),
             "growth": float(nbytes[-1] - nbytes[0]),
         }
         if self.layer == "Mamba2":
-            result["chunks"] = self._chunks()
-        return result
+            values["chunks"] = self._chunks()
+        places = range(1, self.length + 1)
+        error = Axes("Difference from one pass", "tokens before", "of logits, at most", "y")
+        memory = Axes("Memory of the cache", "tokens before", "KiB")
+        curves = [
+            Curve(error, places, (y - whole).abs().amax((0, 2)).clamp_min(1e-9).tolist(), name)
+            for name, y in (("token by token", steps), ("in two parts", parts))
+        ]
+        # 2 sequences, 2 layers, key and value of width 64, 4 bytes each
+        attention = [2 * 4 * 2 * 2 * 64 * place / 1024 for place in places]
+        curves += [
+            Curve(memory, places, [n / 1024 for n in nbytes], self.layer),
+            Curve(memory, places, attention, "keys and values of attention", "known"),
+        ]
+        return Measured(values, curves)
 
     def _chunks(self) -> float:
         H, P, G, N = 4, 8, 2, 16

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from zoo.data.base import DataModule
+from zoo.plots.proofs import Axes, Curve, Pictures
+from zoo.plots.tracks import draw_tracks
+from zoo.proofs.base import Measured
 from zoo.proofs.trained import Trained
 from zoo.tasks.base import Task
+from zoo.tasks.tracking.tracking import Tracking
 
 
 class Walk(Trained):
@@ -15,13 +23,18 @@ class Walk(Trained):
 
     Measures, beside the test's scores, ``detour``: the mean distance of the boxes after all layers
     but the last from their places on the straight way to the true next box, over the length of that
-    way.
+    way. A Kalman filter has no layers.
     """
 
     @torch.inference_mode()
-    def inspect(self, task: Task, data: DataModule) -> dict[str, float]:
-        """Look at the layers on validation windows."""
+    def inspect(self, task: Task, data: DataModule) -> Measured:
+        """Look at the layers on validation windows, and at the tracks of a test clip."""
+        assert isinstance(task, Tracking)
+        pictures = [_tracks(task)]
+        if task.motion_name == "kalman":
+            return Measured({}, pictures=pictures)
         away, way = torch.zeros(()), torch.zeros(())
+        gone: Any = 0.0
         data.setup("validate")
         for batch in data.val_dataloader():
             start, target = batch["condition"][:, -1, :4], batch["cur_bbox"]
@@ -30,4 +43,23 @@ class Walk(Trained):
             places = start + share * (target - start)
             away += (boxes - places)[:-1].abs().mean(0).sum()
             way += (target - start).abs().sum()
-        return {"detour": float(away / way)}
+            gone += (boxes - start).abs().mean(-1).sum(1)
+        axes = Axes("Layers of the decoder", "layer", "way gone, share of the way to the next box")
+        layers = range(len(gone) + 1)
+        curves = [
+            Curve(axes, layers, [0.0, *(4 * gone / way).tolist()]),
+            Curve(axes, layers, [layer / len(gone) for layer in layers], "straight", "known"),
+        ]
+        return Measured({"detour": float(away / way)}, curves, pictures)
+
+
+def _tracks(task: Tracking) -> Pictures:
+    """The middle of the first test clip, with the tracks that lead there."""
+    clip, tracks = task._tracked[0]
+    frame = clip.length // 2 + 1
+    panels = {}
+    for name, rows in (("true tracks", clip.truth), ("tracks", tracks)):
+        picture = Image.new("RGB", (clip.width, clip.height), "white")
+        draw_tracks(picture, rows, frame, trail=30)
+        panels[name] = np.asarray(picture)
+    return panels

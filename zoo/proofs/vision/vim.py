@@ -3,25 +3,48 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import nn
 
 from zoo.data.synthetic.cues import CUE_CHANNELS, CUE_CLASSES, cue_maps
 from zoo.models.vision.vim import Vim
-from zoo.proofs.base import Measurement
-from zoo.proofs.synthetic import fit
+from zoo.proofs.base import Measured
+from zoo.proofs.synthetic import Samples, SyntheticTask, TrainedNetwork
 
 
-class MiddleToken(Measurement):
+class CueInAnyPatch(SyntheticTask):
+    """The class of a cue that one cell of a map holds.
+
+    The groups ``first_half`` and ``second_half`` say where the cue is, row by row.
+
+    Args:
+        size: side of the map.
+    """
+
+    classes = CUE_CLASSES
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        guess = 1 / CUE_CLASSES
+        self.known = {"guess": guess, "best if half is seen": (1 + guess) / 2}
+
+    def draw(self, count: int, generator: torch.Generator) -> Samples:
+        """Maps [B, channels, H, W]."""
+        maps, classes, cells = cue_maps(count, self.size, self.size, generator)
+        first = cells < self.size**2 // 2
+        return Samples((maps,), classes, {"first_half": first, "second_half": ~first})
+
+
+class MiddleToken(TrainedNetwork):
     """What the class token in the middle of the patches gets to know.
+
+    Measures, beside what :class:`TrainedNetwork` does, ``reached``: the share of patches that the
+    token depends on.
 
     Args:
         bimamba_type: "v2" for Vim's two directions, "none" for the forward one alone.
         size: side of the maps in cells; each is a patch.
         dim, depth: of the network.
-        steps, batch_size, lr: of the training.
-        test_maps: maps that are measured.
-        seed: of weights and maps.
+        steps, lr: of the training.
     """
 
     def __init__(
@@ -31,19 +54,14 @@ class MiddleToken(Measurement):
         dim: int = 32,
         depth: int = 2,
         steps: int = 300,
-        batch_size: int = 64,
         lr: float = 1e-2,
-        test_maps: int = 2048,
-        seed: int = 0,
     ) -> None:
+        super().__init__(CueInAnyPatch(size), steps, lr=lr)
         self.bimamba_type, self.size, self.dim, self.depth = bimamba_type, size, dim, depth
-        self.steps, self.batch_size, self.lr = steps, batch_size, lr
-        self.test_maps, self.seed = test_maps, seed
 
-    def measure(self) -> dict[str, float]:
-        """Accuracy for a cue in any patch, and the patches that the token depends on."""
-        torch.manual_seed(self.seed)
-        network = Vim(
+    def network(self) -> nn.Module:
+        """A small Vim."""
+        return Vim(
             img_size=self.size,
             patch_size=1,
             stride=1,
@@ -55,23 +73,13 @@ class MiddleToken(Measurement):
             bimamba_type=self.bimamba_type,
             if_divide_out=self.bimamba_type == "v2",
         )
-        generator = torch.Generator().manual_seed(self.seed)
 
-        def loss(step: int) -> Tensor:
-            maps, classes, _ = cue_maps(self.batch_size, self.size, self.size, generator)
-            return F.cross_entropy(network(maps), classes)
-
-        fit(network, loss, self.steps, self.lr)
-        maps, classes, cells = cue_maps(self.test_maps, self.size, self.size, generator)
-        with torch.inference_mode():
-            right = (network(maps).argmax(dim=1) == classes).float()
-        first_half = cells < self.size**2 // 2
-        one = maps[:1].double().requires_grad_()
+    def inspect(self, network: nn.Module, samples: Samples) -> Measured:
+        """How strongly the answer depends on each patch."""
+        one = samples.inputs[0][:1].double().requires_grad_()
         (gradient,) = torch.autograd.grad(network.double()(one).square().sum(), one)
-        seen = gradient.ne(0).any(dim=1).double()
-        return {
-            "accuracy": right.mean().item(),
-            "first_half": right[first_half].mean().item(),
-            "second_half": right[~first_half].mean().item(),
-            "reached": seen.mean().item(),
-        }
+        seen = gradient[0].ne(0).any(dim=0).double()
+        return Measured(
+            {"reached": seen.mean().item()},
+            pictures=[{"patches that the token depends on": seen.numpy()}],
+        )

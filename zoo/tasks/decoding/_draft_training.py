@@ -14,11 +14,11 @@ from torchmetrics import MeanMetric
 
 import zoo
 from zoo.arguments import blaming
-from zoo.checkpoints.exports import trained_folder
+from zoo.checkpoints.exports import export
 from zoo.data.base import DataModule
 from zoo.decoding.heads import save_head
 from zoo.errors import ZooError
-from zoo.models.language._causal_lm import export_causal_lm, load_causal_lm
+from zoo.models.language._causal_lm import load_causal_lm, save_causal_lm
 from zoo.plots.decoding import head_accuracy
 from zoo.tasks.base import Task
 from zoo.tasks.decoding._decoding_test import DecodingTest
@@ -162,14 +162,15 @@ class DraftTraining(Task):
             scores, figure = self.decoding_test.measure(target, self._texts[0], **options)
             self.log_dict({f"test/{name}": value for name, value in scores.items()})
             self._figures["acceptance"] = figure
-        if self.export is None or not self.trainer.is_global_zero:
-            return
-        folder = Path(self.export) if "/" in self.export else trained_folder(self.export)
+        if self.export is not None and self.trainer.is_global_zero:
+            export(self.export, self._save)
+
+    def _save(self, folder: Path) -> None:
         self.save_head(folder)
         if self.train_target:
             tokenizer = self.trainer.datamodule.tokenizer
             for role in set(self.eval_model) - {"head"}:
-                export_causal_lm(self.eval_model[role], tokenizer, f"{folder}/{role}")
+                save_causal_lm(self.eval_model[role], tokenizer, folder / role)
 
     def figures(self) -> dict[str, Figure]:
         """Accuracy of the heads by how far ahead they look, where they are several."""

@@ -12,7 +12,7 @@ from torchmetrics.classification import BinaryAUROC
 import zoo
 from zoo.errors import ZooError
 from zoo.models.decoding.specdec_pp import AcceptanceHead
-from zoo.models.language._causal_lm import export_causal_lm
+from zoo.models.language._causal_lm import save_causal_lm
 from zoo.tasks.decoding._draft_training import DraftTraining, next_token_loss, soft_cross_entropy
 from zoo.tasks.language.language_modeling import masked_mean
 
@@ -147,7 +147,7 @@ class DraftModelTraining(DraftTraining):
 
     def save_head(self, folder: Path) -> None:
         """Write the draft model for ``--draft``."""
-        export_causal_lm(self.eval_model["head"], self.trainer.datamodule.tokenizer, str(folder))
+        save_causal_lm(self.eval_model["head"], self.trainer.datamodule.tokenizer, folder)
 
     def losses(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Cross-entropies; how much probability both models share (the chance of acceptance)."""

@@ -1,0 +1,97 @@
+"""Every proof, with trainings of two steps: all that must hold is measured, and all is drawn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tiny import ROOT
+from zoo.cli import Recipe
+from zoo.plots.proofs import claim_figure
+from zoo.proofs import trained
+from zoo.proofs.base import Measurement
+from zoo.proofs.decoding import _unit_language
+from zoo.proofs.results import judge
+from zoo.prove import read_proofs
+
+FILES = sorted(ROOT.glob("recipes/*/*/proof.yaml"))
+#: Settings of measurements that decide how long they take -> tiny ones.
+SMALL = {
+    "steps": 2,
+    "batch_size": 2,
+    "test_samples": 8,
+    "tokens": 200,
+    "pairs": 3,
+    "texts": 2,
+    "layerwise": 1,
+    "end_to_end": 1,
+    "seconds": [0.3, 0.6],
+    "whole": "vim_tiny",
+    "pruned": "token_pruning_vim_tiny",
+}
+
+
+@pytest.fixture
+def tiny(monkeypatch, tmp_path):
+    """Recipes make few samples, and trainers stop after two steps."""
+    build, open_ = Recipe.build_trainer, trained._open
+
+    def build_trainer(recipe: Recipe, **settings: Any) -> Any:
+        return build(recipe, **settings, limit_train_batches=2, limit_test_batches=1, max_epochs=1)
+
+    def open_tiny(recipe: str, settings: dict[str, Any]) -> Recipe:
+        opened = open_(recipe, settings)
+        sample = opened.config.data.init_args.get("sample")
+        few: dict[str, Any] = {}
+        if sample is not None:
+            wanted = {"train": 8, "val": 2, "test": 4, "hours": 1200, "frames": 12, "pictures": 0}
+            few = {f"data.init_args.sample.{k}": v for k, v in wanted.items() if k in sample}
+            few["data.init_args.batch_size"] = 4
+            place = "root" if "root" in opened.config.data.init_args else "path"
+            if str(tmp_path) not in str(settings.get(f"data.init_args.{place}")):
+                few[f"data.init_args.{place}"] = str(tmp_path / "made" / "it.csv")
+        return open_(recipe, settings | few)
+
+    monkeypatch.setattr(Recipe, "build_trainer", build_trainer)
+    monkeypatch.setattr(trained, "_open", open_tiny)
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(_unit_language, "LENGTH", 24)
+    make = _unit_language.unit_lm
+
+    def unit_lm(seed: int, layers: int = 2, **settings: Any) -> Path:
+        return make(seed, **settings | {"layers": layers, "steps": 2, "width": 32})
+
+    for module in ("hydra", "kangaroo", "specdec_pp", "spectr", "token_recycling"):
+        monkeypatch.setattr(f"zoo.proofs.decoding.{module}.unit_lm", unit_lm)
+    return tmp_path
+
+
+def shrink(measurement: Measurement) -> Measurement:
+    """The measurement with small settings."""
+    for name, value in SMALL.items():
+        if hasattr(measurement, name):
+            setattr(measurement, name, value)
+    return measurement
+
+
+@pytest.mark.parametrize("file", FILES, ids=["/".join(file.parts[-3:-1]) for file in FILES])
+def test_proof_runs(file: Path, tiny):
+    for proof in read_proofs(file):
+        run = {name: shrink(m).measure(1) for name, m in proof.measurements.items()}
+        result = judge(proof, {1: run}, [0.0])
+        assert [i.text for i in result.inequalities] == proof.must_hold
+        for measured in run.values():
+            assert all(isinstance(float(value), float) for value in measured.values.values())
+        titles = {curve.axes.title for m in run.values() for curve in m.curves}
+        names = {name for m in run.values() for row in m.pictures for name in row}
+        assert set(proof.show or ()) <= titles | names
+        figure = claim_figure(
+            proof.claim,
+            {proof.label(name): [m.curves] for name, m in run.items()},
+            {proof.label(name): m.pictures for name, m in run.items()},
+            proof.show,
+        )
+        assert figure is not None
+        figure.savefig(tiny / "figure.png")
