@@ -79,7 +79,7 @@ def _at_import(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def floor_of(module: str) -> int:
-    part = (module.split(".") + ["__init__"])[1]
+    part = [*module.split("."), "__init__"][1]
     for number, parts in enumerate(FLOORS):
         if part in parts:
             return number
