@@ -18,12 +18,14 @@ stand in the file. ::
           mask: {shape: [2, 9], chance: 0.7}      # True that often
           lengths: {value: [9, 5]}                # a tensor of these values
           boxes: {make: "tests.models.x:boxes"}   # what a function returns
+          images: [{shape: [3, 4, 4]}, {shape: [3, 5, 6]}]      # nests of these
           mode: greedy                            # anything else is passed as it is
         call: forward_features              # a method; or module:function, called with the model
         train: true                         # in training mode, where that computes something else
         values: {"*.A_log": [0.5, 0.2]}     # offset and spread of entries that need care; buffers
         unused: {"*.bias": why its gradient is zero}     # an input is "input.x"
         no_gradient: why nothing can be differentiated
+        float32: why a library falls to float32, which widens the tolerance to 1e-5
         numbers: ...                        # written by the command below
 
 ``python -m tests.fingerprints write FILE [CASE ...]`` computes the numbers of cases that have none,
@@ -58,6 +60,7 @@ from torch.utils._pytree import tree_map
 import zoo
 
 TOLERANCE = 1e-9  # of the largest number of one tensor
+FLOAT32_TOLERANCE = 1e-5
 VANISHING = 1e-10  # of the largest gradient: as good as none
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
 
@@ -148,6 +151,7 @@ class Case:
     values: dict[str, tuple[float, float]] = field(default_factory=dict)
     unused: dict[str, str] = field(default_factory=dict)
     no_gradient: str = ""
+    float32: str = ""
     numbers: dict[str, list[float]] | None = None
 
     def build(self) -> nn.Module:
@@ -186,7 +190,7 @@ class Case:
                 for name, t in tensors("input", inputs)
                 if t.is_floating_point()
             }
-            with _no_float32() if strict else contextlib.nullcontext():
+            with _no_float32() if strict and not self.float32 else contextlib.nullcontext():
                 outputs = self.run(model, inputs)
             if not outputs:
                 raise Refusal("the call returns no tensor")
@@ -206,7 +210,7 @@ class Case:
             aim = sum(
                 (t * uniform(f"cotangent of {p}", tuple(t.shape))).sum() for p, t in aims.items()
             )
-            with _no_float32() if strict else contextlib.nullcontext():
+            with _no_float32() if strict and not self.float32 else contextlib.nullcontext():
                 found = torch.autograd.grad(aim, list(wanted.values()), allow_unused=True)
             grads = {
                 name: torch.zeros_like(t) if g is None else _real(g)
@@ -243,29 +247,38 @@ class Case:
         """Where the model's numbers now differ from those in the file; empty if they agree."""
         if self.numbers is None:
             return [f"no numbers yet: python -m tests.fingerprints write {self.file} {self.name}"]
-        now = self.measure()
-        if list(now) != list(self.numbers):
-            return [f"it gives {', '.join(now)}; expected {', '.join(self.numbers)}"]
-        faults = []
-        for name, expected in self.numbers.items():
-            if len(now[name]) != len(expected):
-                faults.append(f"{name}: {len(now[name])} numbers, expected {len(expected)}")
-                continue
-            scale = max(map(abs, expected), default=0.0)
-            worst = max((abs(a - b) for a, b in zip(now[name], expected, strict=True)), default=0.0)
-            if not worst <= TOLERANCE * scale:
-                faults.append(f"{name}: {now[name]}, expected {expected}")
-        return faults
+        return compare(self.measure(), self.numbers, self.tolerance)
+
+    @property
+    def tolerance(self) -> float:
+        """Of the numbers of one tensor, relative to the largest."""
+        return FLOAT32_TOLERANCE if self.float32 else TOLERANCE
 
     def written(self) -> dict[str, list[float]]:
         """Numbers fit for the file; a :class:`Refusal` if they would not notice a fault."""
-        numbers, again = self.measure(0, strict=True), self.measure(1)
-        if numbers != again:
+        numbers = self.measure(0, strict=True)
+        if compare(self.measure(1), numbers, self.tolerance):
             raise Refusal(
                 "the numbers depend on the random generator: switch dropout off, and fill random "
                 "buffers through values"
             )
         return numbers
+
+
+def compare(
+    now: dict[str, list[float]], expected: dict[str, list[float]], tolerance: float
+) -> list[str]:
+    """Where numbers differ by more than the tolerance."""
+    if list(now) != list(expected):
+        return [f"it gives {', '.join(now)}; expected {', '.join(expected)}"]
+    faults = []
+    for name, row in expected.items():
+        scale = max(map(abs, row), default=0.0)
+        pairs = zip(now[name], row, strict=False)
+        worst = max((abs(a - b) for a, b in pairs), default=0.0)
+        if len(now[name]) != len(row) or not worst <= tolerance * scale:
+            faults.append(f"{name}: {now[name]}, expected {row}")
+    return faults
 
 
 def load(file: Path) -> dict[str, Case]:
@@ -320,7 +333,9 @@ def _resolve(value: Any) -> Any:
 
 
 def _input(name: str, spec: Any) -> Any:
-    """One input by its description."""
+    """One input by its description; lists and other mappings are nests of them."""
+    if isinstance(spec, list):
+        return [_input(f"{name}.{i}", part) for i, part in enumerate(spec)]
     if not isinstance(spec, dict):
         return spec
     if "make" in spec:
@@ -328,6 +343,8 @@ def _input(name: str, spec: Any) -> Any:
     if "value" in spec:
         value = torch.tensor(spec["value"])
         return value.to(torch.get_default_dtype()) if value.is_floating_point() else value
+    if "shape" not in spec:
+        return {key: _input(f"{name}.{key}", part) for key, part in spec.items()}
     u = uniform(f"input {name}", tuple(spec["shape"]))  # [-1, 1)
     if "chance" in spec:
         return (u + 1) / 2 < spec["chance"]

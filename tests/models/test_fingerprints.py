@@ -117,3 +117,19 @@ def test_tensors_of_a_nest():
     assert [path for path, _ in tensors("output", nest)] == ["output.a.0", "output.b.0", "output.c"]
     with pytest.raises(Refusal, match=r"output.a is a Linear"):
         list(tensors("output", {"a": nn.Linear(1, 1)}))
+
+
+def test_inputs_by_description(tmp_path):
+    inputs = {
+        "tokens": {"shape": [50], "below": 5, "low": 2},
+        "mask": {"shape": [2000], "chance": 0.25},
+        "lengths": {"value": [3, 2]},
+        "nest": [{"a": {"shape": [2]}}, {"a": {"shape": [2], "low": 3, "high": 4}}],
+        "mode": "greedy",
+    }
+    made = toy(tmp_path, inputs=inputs).arguments()
+    assert set(made["tokens"].tolist()) == {2, 3, 4} and made["mode"] == "greedy"
+    assert made["mask"].dtype == torch.bool and abs(made["mask"].float().mean() - 0.25) < 0.05
+    assert made["lengths"].tolist() == [3, 2]
+    first, second = (part["a"] for part in made["nest"])
+    assert first.min() >= -1 and second.min() >= 3 and second.max() < 4
