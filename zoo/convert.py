@@ -94,10 +94,16 @@ def load_converted(path: str | os.PathLike[str]) -> nn.Module:
     Raises:
         ZooError: if the file does not say which model it is of.
     """
-    note = json.loads(read_metadata(Path(path)).get("zoo", "{}"))
-    if not note.get("model"):
+    try:
+        note = json.loads(read_metadata(Path(path)).get("zoo", "{}"))
+        name, arguments = note.get("model"), note.get("arguments", {})
+        known = isinstance(name, str) and isinstance(arguments, dict)
+    except (ValueError, AttributeError, RecursionError):
+        known = False
+    if not known:
         raise ZooError(f"{path} does not say which model it is of: write it with --model NAME")
-    return create_model(note["model"], pretrained=os.fspath(path), **note["arguments"])
+    with blaming(f"{path}: the model's arguments"):
+        return create_model(name, **{**arguments, "pretrained": os.fspath(path)})
 
 
 def _to_half(name: str, tensor: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -58,7 +59,7 @@ def save_state_dict(
         target.parent.mkdir(parents=True, exist_ok=True)
         save_file(stored, partial, metadata=header)
         os.replace(partial, target)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise ZooError(f"{target} cannot be written: {error}") from None
     finally:
         with contextlib.suppress(OSError):

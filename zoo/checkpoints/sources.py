@@ -116,12 +116,16 @@ def _check_digest(name: str, found: str, expected: str) -> None:
 
 
 def _local(path: Path) -> Located:
-    if path.is_dir():
+    try:
+        folder, exists = path.is_dir(), path.exists()
+    except OSError as error:  # such as a name that is too long
+        raise ZooError(f"{str(path)[:200]}: {error.strerror}, expected a file or folder") from None
+    if folder:
         files = [*path.glob("*"), *path.glob("checkpoints/*")]
         names = [file.relative_to(path).as_posix() for file in files if file.is_file()]
         chosen = _choose(names, str(path))
         return _with_shards(f"{path}/{chosen}", chosen, lambda name: path / name)
-    if not path.exists():
+    if not exists:
         raise ZooError(f"there is no file or folder {path}: check the spelling")
     return _with_shards(str(path), path.name, lambda name: path.parent / name)
 

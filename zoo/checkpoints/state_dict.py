@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from zoo.checkpoints.formats import file_format, read_file
+from zoo.checkpoints.report import some
 from zoo.checkpoints.sources import Located, locate
 from zoo.errors import ZooError
 
@@ -86,9 +88,10 @@ def open_state_dict(
         weights, place = _find(content, located.name)
     else:
         weights, place = _take(content, key, located.name)
+    tensors = _tensors(weights, located.name)
     if key is None and file_format(path) != "safetensors":
-        weights = _without_averages(weights, located.name)
-    return _tensors(weights, located.name), place
+        tensors = _without_averages(tensors, located.name)
+    return tensors, place
 
 
 def _read_shards(located: Located, index: Mapping[str, Path], mmap: bool) -> dict[str, Tensor]:
@@ -133,14 +136,24 @@ def _find(content: Mapping[str, Any], name: str) -> tuple[Mapping[str, Any], str
     raise ZooError(f"{name} holds no weights: its entries are {there}")
 
 
-def _in_containers(content: Mapping[str, Any]) -> tuple[Mapping[str, Any], str] | None:
-    """The first of the usual containers that holds weights, itself or in a usual container."""
+def _in_containers(
+    content: Mapping[str, Any], inside: tuple[int, ...] = ()
+) -> tuple[Mapping[str, Any], str] | None:
+    """The first of the usual containers that holds weights, itself or in a usual container.
+
+    Args:
+        content: a dictionary.
+        inside: those that it stands in; one may hold itself.
+    """
+    inside = (*inside, id(content))
     for container in CONTAINERS:
         inner = content.get(container)
         if _has_tensors(inner):
             return inner, container  # type: ignore[return-value]
-        if isinstance(inner, Mapping) and (found := _in_containers(inner)) is not None:
-            return found[0], f"{container}.{found[1]}"
+        if isinstance(inner, Mapping) and id(inner) not in inside:
+            found = _in_containers(inner, inside)
+            if found is not None:
+                return found[0], f"{container}.{found[1]}"
     return None
 
 
@@ -159,7 +172,11 @@ def _take(content: Mapping[str, Any], key: str, name: str) -> tuple[Mapping[str,
     except ZooError:
         flat = {}
     for prefix in EMA_PREFIXES if key == "ema" else (f"{key}.",):
-        named = {n.removeprefix(prefix): t for n, t in flat.items() if n.startswith(prefix)}
+        named = {
+            str(n).removeprefix(prefix): value
+            for n, value in flat.items()
+            if str(n).startswith(prefix)
+        }
         if named:
             return named, prefix
     there = sorted({str(part) for part, value in content.items() if _has_tensors(value)})
@@ -168,7 +185,7 @@ def _take(content: Mapping[str, Any], key: str, name: str) -> tuple[Mapping[str,
     raise ZooError(f"{name} holds no {what}: it has {hint}")
 
 
-def _without_averages(weights: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+def _without_averages(weights: dict[str, Tensor], name: str) -> dict[str, Tensor]:
     """Leave out the average that a training checkpoint of ours keeps beside the model."""
     for prefix in EMA_PREFIXES:
         averages = [n for n in weights if n.startswith(prefix)]
@@ -181,5 +198,15 @@ def _without_averages(weights: Mapping[str, Any], name: str) -> Mapping[str, Any
 def _tensors(weights: Mapping[str, Any], name: str) -> dict[str, Tensor]:
     others = [str(n) for n, value in weights.items() if not isinstance(value, Tensor)]
     if others:
-        log.warning("%s: no tensors and left out: %s", name, ", ".join(others))
-    return {str(n): value.detach() for n, value in weights.items() if isinstance(value, Tensor)}
+        log.warning("%s: no tensors and left out: %s", name, some(others))
+    tensors: dict[str, Tensor] = {}
+    for key, value in weights.items():
+        if not isinstance(value, Tensor):
+            continue
+        if value.layout is not torch.strided or value.is_quantized:
+            kind = "quantised" if value.is_quantized else str(value.layout).removeprefix("torch.")
+            raise ZooError(f"{name}: {key} is a {kind} tensor, expected a plain one: dequantise it")
+        if str(key) in tensors:
+            raise ZooError(f"{name} has two tensors that are both called {key}")
+        tensors[str(key)] = value.detach()
+    return tensors

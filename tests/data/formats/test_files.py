@@ -4,7 +4,6 @@ import pytest
 
 from zoo.data.formats.files import (
     by_stem,
-    check_claim,
     natural_sorted,
     number_in,
     numbered,
@@ -65,17 +64,6 @@ def test_pictures_are_paired_by_name(tmp_path):
     (tmp_path / "b" / "3.jpg").touch()
     with pytest.raises(ZooError, match=r"a lacks 1 of the 3 pictures of .*b, such as 3"):
         paired(tmp_path / "a", tmp_path / "b")
-
-
-def test_claims_are_compared_with_the_file(tmp_path):
-    path = tmp_path / "it"
-    path.write_bytes(bytes(10_000))
-    check_claim(path, 1032 * 10_000, "an array")  # as DEFLATE packs zeros
-    with pytest.raises(ZooError, match="an array would take 10 MiB, but the file has only 10,000"):
-        check_claim(path, 1032 * 10_000 + 1, "an array")
-    with pytest.raises(ZooError, match="only 100 bytes"):
-        check_claim(path, 2**20 + 1, "an array", stored=100)
-    check_claim(path, 2**20, "an array", stored=0)
 
 
 def test_a_librarys_errors_become_one_line(tmp_path):

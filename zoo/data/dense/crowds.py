@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate
 from torchvision.transforms.v2 import functional as tf
 
+from zoo.data.formats.arrays import read_npy
 from zoo.data.formats.files import natural_sorted, reading
 from zoo.data.formats.maps import MapDataModule, SmallSample, write_image
 from zoo.data.formats.pictures import read_picture
@@ -206,8 +207,10 @@ class UCFQNRF(CrowdDataModule):
     def read(self, item: Path) -> dict[str, Any]:
         """One picture and its points."""
         labels = item.with_suffix(".npy")
-        with reading(labels, "an array of points, [N, 2] or [N, 3]"):
-            points, reach = np.split(np.load(labels), [2], axis=1)
+        rows = read_npy(labels, "an array of points, [N, 2] or [N, 3]")
+        if rows.ndim != 2 or rows.shape[1] not in (2, 3) or not np.isfinite(rows).all():
+            raise ZooError(f"{labels}: an array of {rows.shape}, expected points, [N, 2] or [N, 3]")
+        points, reach = np.split(rows, [2], axis=1)
         return self.sample_of(item, points, reach[:, 0] if reach.size else None)
 
     def make(self, folder: Path, sample: SmallSample) -> None:

@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from zoo.data.formats.files import reading
+from zoo.data.formats.arrays import read_npy
 from zoo.data.formats.labels import read_labels, read_mask
 from zoo.data.formats.maps import MapDataModule, SmallSample, read_image, write_image
 from zoo.data.synthetic.mode_scenes import draw_modes
@@ -146,8 +146,7 @@ class NYUD(MultiTaskDataModule):
             sample["semseg"] = torch.from_numpy(labels)
         if "depth" in self.tasks:
             path = self.root / "depth" / f"{item}.npy"
-            with reading(path, "an array of metres, [H, W]"):
-                depth = np.load(path)
+            depth = read_npy(path, "an array of metres, [H, W]")
             sample["depth"] = torch.from_numpy(depth.astype(np.float32))
         if "normals" in self.tasks:
             sample["normals"] = read_normals(self.root / "normals" / f"{item}.png")

@@ -1,4 +1,4 @@
-"""What all readers of files share: their order, what they claim to hold, how a broken one is said.
+"""What all readers of files share: their order, their pairs, and how a broken one is said.
 
 Order and number of a file come from its name alone: ``2.png`` stands before ``10.png``, and a frame
 keeps its number where others are missing.
@@ -14,11 +14,6 @@ from pathlib import Path
 from zoo.errors import ZooError
 
 _NUMBER = re.compile(r"([0-9]+)")
-#: No DEFLATE stream holds more than this many bytes for each of its own (RFC 1951's longest match
-#: in its shortest code), which gzip, zip, PNG, HDF5 and TIFF files use.
-DEFLATE_LIMIT = 1032
-#: What a file may ask for however small it is, in bytes.
-SMALL_CLAIM = 2**20
 
 
 def natural_key(path: Path | str) -> tuple:
@@ -73,26 +68,6 @@ def numbered(paths: Iterable[Path]) -> dict[int, Path]:
         if number is not None:
             found[number] = path
     return dict(sorted(found.items()))
-
-
-def check_claim(path: Path, claimed: int, what: str, stored: int | None = None) -> None:
-    """Compare what a file says it holds with the bytes that it has, before memory is taken.
-
-    Args:
-        path: the file.
-        claimed: bytes that reading it would take.
-        what: what says so, for the message.
-        stored: bytes that it has for this; by default all of the file.
-
-    Raises:
-        ZooError: no compression could make so much of it.
-    """
-    stored = path.stat().st_size if stored is None else stored
-    if claimed > max(SMALL_CLAIM, DEFLATE_LIMIT * stored):
-        raise ZooError(
-            f"{path}: {what} would take {claimed / 2**20:,.0f} MiB, but the file has only "
-            f"{stored:,} bytes for it: it is damaged, or made to fill the memory"
-        )
 
 
 @contextmanager

@@ -169,6 +169,11 @@ def read_image(path: Path) -> tv_tensors.Image:
     return tv_tensors.Image(np.asarray(read_picture(path)).transpose(2, 0, 1).copy())
 
 
+def is_made(root: Path) -> bool:
+    """Whether a folder holds a data set that :func:`make_once` made."""
+    return (root / "sample.json").is_file()
+
+
 def write_image(path: Path, pixels: np.ndarray) -> None:
     """Write pixels, uint8 or 0..1 floats, [H, W] or [H, W, 3]."""
     if pixels.dtype != np.uint8:
