@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from jsonargparse import ArgumentParser, Namespace
 
-from zoo.cli import quiet, read_yaml
+from zoo.cli import quiet
 from zoo.command import Interrupted, command
 from zoo.errors import ZooError, suggest
 from zoo.list import recipes_folder
@@ -27,6 +27,7 @@ from zoo.proofs import kept
 from zoo.proofs.base import SEEDS, Measured, Proof
 from zoo.proofs.results import Result, judge, record, spread, write_page
 from zoo.recipe_errors import explain
+from zoo.recipes import read_yaml
 from zoo.show import print_table, say
 
 
@@ -128,7 +129,7 @@ def prove(proof: Proof, system: str, seeds: Sequence[int], anew: bool = False) -
 
 def read_proofs(file: Path) -> list[Proof]:
     """Read and check a ``proof.yaml``; nothing is measured yet."""
-    content = read_yaml(file, file)
+    content = read_yaml(file)
     if set(content) != {"proofs"}:
         raise ZooError(f"{file}: expected one key, proofs, with a list; found {', '.join(content)}")
     parser = ArgumentParser(exit_on_error=False)
