@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,6 +50,40 @@ def make_folder(option: str, folder: Path) -> None:
         raise ZooError(
             f"{option}: the folder {folder} cannot be made: {error.strerror}; choose another"
         ) from None
+
+
+def new_folder(option: str, folder: Path) -> Path:
+    """Make a folder that is nobody else's: this one, or one with -2, -3, ... behind its name.
+
+    Raises:
+        ZooError: see :func:`make_folder`.
+    """
+    make_folder(option, folder.parent)
+    number, path = 1, folder
+    while True:
+        try:
+            path.mkdir()
+        except FileExistsError:
+            number += 1
+            path = folder.with_name(f"{folder.name}-{number}")
+        except OSError as error:
+            raise ZooError(
+                f"{option}: the folder {path} cannot be made: {error.strerror}; choose another"
+            ) from None
+        else:
+            return path
+
+
+def allow_class_option(parser: argparse.ArgumentParser) -> None:
+    """``--allow-class``, for commands that read the recipe in a checkpoint; see zoo.trust."""
+    parser.add_argument(
+        "--allow-class",
+        action="append",
+        default=[],
+        metavar="CLASS",
+        help="let the recipe in the checkpoint name this class, such as my_package.MyData, which "
+        "runs its code; may be given several times",
+    )
 
 
 # YAML, read and written by the same rules: 1e-3 is a number, a date and 1:30 are text, and a key

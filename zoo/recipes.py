@@ -163,13 +163,18 @@ def check_recipe(
                 raise ZooError(f"{shown_as}: {group}.{key}: no such key; {suggest(str(key), keys)}")
     for where, path in class_paths(content):
         _check_class(f"{shown_as}: {where}", path, where)
+    check_options(overrides)
+    return content
+
+
+def check_options(overrides: Sequence[str]) -> None:
+    """Check what :func:`check_recipe` checks of the command line alone."""
     for option, value in split_options(overrides):
         group, _, key = option.removeprefix("--").partition(".")
         if group not in GROUPS:
             raise ZooError(f"{option}: no such key; {suggest(group, GROUPS)}")
         if group in CLASS_GROUPS and key in ("", "class_path") and isinstance(value, str):
             _check_class(option, value, f"{group}.class_path")
-    return content
 
 
 def class_paths(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
