@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import zoo.bench
+from zoo.bench.arguments import OPS
 from zoo.bench.bounds import Bounds
 from zoo.bench.case import Case, Peer, Work
 from zoo.bench.measure import caller, median_seconds, peak_bytes
@@ -75,7 +76,7 @@ def test_quick_run_of_one_op(tmp_path, capsys):
     "arguments, message",
     [
         (["convolution"], "there is no op 'convolution'; expected of selective_scan"),
-        (["--device", "tpu"], "--device must be cpu or cuda, got 'tpu'"),
+        (["--device", "tpu"], "--device is 'tpu', expected one of cpu, cuda"),
         (["--threads", "0"], "--threads must be at least 1, got 0"),
         (["--json", "/nowhere/bench.json"], "--json: there is no folder /nowhere; make it first"),
         (["--page", "nothing.md"], "--page: there is no JSON file in nothing; measure with --json"),
@@ -231,3 +232,7 @@ def test_peak_memory_counts_what_is_freed():
     if peak is None:
         pytest.skip("the system does not tell")
     assert peak == pytest.approx(1 << 25, rel=0.3)
+
+
+def test_the_command_line_knows_what_there_is():
+    assert (*dict.fromkeys(case.op for case in CPU), "models") == OPS

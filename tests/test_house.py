@@ -18,7 +18,9 @@ from zoo.lazy import public_classes
 #: import each other.
 FLOORS = (
     ("errors", "lazy"),
-    ("arguments", "command", "devices", "show", "recipes"),
+    ("arguments", "command", "devices", "show"),
+    ("recipes",),
+    ("trust",),
     ("ops", "plots"),
     ("layers", "checkpoints"),
     ("compat",),

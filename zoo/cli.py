@@ -8,30 +8,50 @@ two by ``class_path`` and ``init_args``; and ``checkpoint`` (:class:`zoo.runs.Ch
 from __future__ import annotations
 
 import argparse
+import copy
 import logging
-import tempfile
+import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from pydoc import locate
 from typing import Any
 
 import lightning.pytorch as pl
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from jsonargparse import (
+    ActionConfigFile,
+    ArgumentParser,
+    Namespace,
+    set_dumper,
+    set_loader,
+    set_parsing_settings,
+)
+from jsonargparse._common import parsing_settings
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from zoo.arguments import dump_yaml, load_yaml, read_value
 from zoo.data.base import DataModule
-from zoo.errors import ZooError, suggest
-from zoo.recipe_errors import explain
+from zoo.errors import ZooError
+from zoo.recipe_errors import explain, keys_of
+from zoo.recipes import CLASS_GROUPS, check_recipe, parse_yaml, read_yaml, split_options
 from zoo.runs import Checkpoints
 from zoo.tasks.base import Task
+from zoo.trust import LIGHTNING, check_trusted, names_in
 
 #: Groups of a recipe whose keys are the arguments of a class.
-GROUPS = {"trainer": pl.Trainer, "checkpoint": Checkpoints}
+CLASSES = {"trainer": pl.Trainer, "checkpoint": Checkpoints}
+_HEADER = ("recipe", "name")
+#: jsonargparse reads and writes all of a recipe as zoo.arguments does.
+_MODE = "recipe"
+set_loader(_MODE, load_yaml, (yaml.YAMLError,))
+set_dumper(_MODE, dump_yaml)
+# what looks like a class in a model's own arguments stays a value
+set_parsing_settings(instantiate_subclass_spec_in_any=False)
 #: What differs from Lightning's own defaults; a recipe may say otherwise.
 TRAINER_DEFAULTS = {
     "trainer.logger": False,
@@ -47,28 +67,18 @@ class Recipe:
     """A recipe with overrides, parsed and checked; nothing is built yet.
 
     Args:
-        path: the YAML file.
+        path: the YAML file, which is the user's own.
         overrides: ``--a.b value`` arguments.
-        shown_as: what messages call the file, if not by its path.
+
+    Attributes:
+        text: the resolved recipe: read again, it is the same recipe.
 
     Raises:
         ZooError: in one line: the file or option, the key, what was expected.
     """
 
-    def __init__(
-        self, path: Path, overrides: Sequence[str] = (), shown_as: str | None = None
-    ) -> None:
-        self.shown_as = shown_as or str(path)
-        content = read_yaml(path, self.shown_as)
-        self._check_groups(content)
-        parser = _parser("model", "data")
-        # as text where a list is replaced: in a file, its items would lend theirs their settings
-        config = yaml.safe_dump(content) if _drop_replaced_lists(content, overrides) else str(path)
-        try:
-            self.config = parser.parse_args(["--config", config, *overrides])
-        except argparse.ArgumentError as error:
-            raise ZooError(explain(str(error), self.shown_as, overrides, GROUPS)) from error
-        self.text = parser.dump(self.config)
+    def __init__(self, path: Path, overrides: Sequence[str] = ()) -> None:
+        self._parse(read_yaml(path), overrides, str(path), None)
 
     @classmethod
     def of_checkpoint(
@@ -77,20 +87,69 @@ class Recipe:
         path: Path,
         overrides: Sequence[str] = (),
         instead: Path | None = None,
+        allowed: Sequence[str] = (),
     ) -> tuple[Recipe, str]:
-        """The recipe and its name that a checkpoint of a run holds, or another recipe instead."""
-        header = checkpoint["zoo"]
+        """The recipe and its name that a checkpoint of a run holds.
+
+        Args:
+            checkpoint, path: what :func:`zoo.runs.read_checkpoint` gave, and its file.
+            overrides: ``--a.b value`` arguments, which are the user's own.
+            instead: a recipe of the user's own to take instead.
+            allowed: classes that it may name besides those of :mod:`zoo.trust`.
+        """
+        text, name = _header(checkpoint, path)
         if instead is not None:
-            return cls(instead, overrides), header["name"]
-        with tempfile.TemporaryDirectory() as folder:
-            copy = Path(folder) / "recipe.yaml"
-            copy.write_text(header["recipe"])
-            return cls(copy, overrides, shown_as=str(path)), header["name"]
+            return cls(instead, overrides), name
+        content = parse_yaml(text, path)
+        allowed = [*allowed, *names_in([load_yaml(v) for _, v in split_options(overrides)])]
+        check_trusted(content, allowed, str(path))
+        recipe = cls.__new__(cls)
+        recipe._parse(content, overrides, str(path), [*allowed, *map(_home, allowed)])
+        return recipe, name
+
+    def _parse(
+        self,
+        content: dict[str, Any],
+        overrides: Sequence[str],
+        shown_as: str,
+        allowed: Sequence[str] | None,
+    ) -> None:
+        """Take a recipe; with ``allowed`` it is a stranger's."""
+        self.shown_as, self._allowed = shown_as, allowed
+        check_recipe(content, overrides, shown_as)
+        parser = _parser("model", "data")
+        if helps := [option for option in overrides if option.endswith(".help")]:
+            parser.parse_args(helps)  # prints, and ends
+        try:
+            with self._imports():
+                self.config = parser.parse_object(with_options(content, overrides))
+                self.text = parser.dump(self.config, skip_unset=False)
+        except argparse.ArgumentError as error:
+            raise ZooError(explain(str(error), shown_as, overrides, CLASSES)) from error
+
+    @contextmanager
+    def _imports(self) -> Iterator[None]:
+        """Let jsonargparse import what a value names: a class, a function, a module.
+
+        What a stranger's recipe names it imports only if that stands in zoo.trust or is allowed.
+        """
+        if self._allowed is None:
+            yield
+            return
+        before = dict(parsing_settings)
+        set_parsing_settings(
+            import_path_denylist=["*"], import_path_allowlist=["zoo", *LIGHTNING, *self._allowed]
+        )
+        try:
+            yield
+        finally:
+            parsing_settings.update(before)
 
     def build(self) -> tuple[Task, DataModule]:
         """Seed everything, then build the task and the data module."""
         pl.seed_everything(self.config.seed_everything, verbose=False)
-        task, data = _build(self.config.model), _build(self.config.data)
+        with self._imports():
+            task, data = _build(self.config.model), _build(self.config.data)
         data.seed = self.config.seed_everything
         return task, data
 
@@ -123,58 +182,82 @@ class Recipe:
             raise ZooError(f"{self.shown_as}: trainer: {error}{hint}") from error
 
     def _build_group(self, name: str) -> Any:
-        return _parser().instantiate(Namespace({name: self.config[name]}))[name]
-
-    def _check_groups(self, content: Mapping[str, Any]) -> None:
-        """What jsonargparse would say badly or not at all."""
-        known = ["seed_everything", "model", "data", *GROUPS]
-        for key in content:
-            if key not in known:
-                raise ZooError(f"{self.shown_as}: {key}: no such key; {suggest(str(key), known)}")
-        for group in ("model", "data"):
-            keys = ("class_path", "init_args")
-            value = content.get(group)
-            if not isinstance(value, dict) or "class_path" not in value:
-                raise ZooError(f"{self.shown_as}: {group}: expected class_path and init_args")
-            for key in value:
-                if key not in keys:
-                    raise ZooError(
-                        f"{self.shown_as}: {group}.{key}: no such key; {suggest(str(key), keys)}"
-                    )
+        with self._imports():
+            return _parser().instantiate(Namespace({name: self.config[name]}))[name]
 
 
-def _drop_replaced_lists(content: dict[str, Any], overrides: Sequence[str]) -> bool:
-    """Take the lists out of a recipe that ``--a.b`` gives anew; whether there are any."""
-    found = False
-    for option in overrides:
-        holder: Any = None
-        value: Any = content
-        for key in option.removeprefix("--").partition("=")[0].split("."):
-            if isinstance(value, dict) and key not in value:
-                value = value.get("init_args")  # which options may leave out
-            holder, value = value, value.get(key) if isinstance(value, dict) else None
-        if isinstance(value, list):
-            del holder[key]
-            found = True
-    return found
+def _header(checkpoint: Mapping[str, Any], path: Path) -> tuple[str, str]:
+    """The text and the name of the recipe in a checkpoint; the name becomes a folder's."""
+    header = checkpoint["zoo"]
+    text, name = (header.get(key) if isinstance(header, dict) else None for key in _HEADER)
+    if not isinstance(text, str) or not isinstance(name, str):
+        raise ZooError(f"{path}: its recipe and the name of it are missing, expected a run's file")
+    if not re.fullmatch(r"[^/\\:.][^/\\:]*(/[^/\\:.][^/\\:]*)*", name):
+        raise ZooError(
+            f"{path}: its recipe is called {name!r}, expected such as vision/vmamba/small"
+        )
+    return text, name
 
 
-def read_yaml(path: Path, shown_as: str | Path) -> dict[str, Any]:
-    """Read a YAML file with keys; a broken one is a :class:`ZooError` that names the line."""
-    try:
-        content = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise ZooError(f"{path} does not exist, expected a recipe (.yaml)") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ZooError(f"{shown_as} cannot be read as a recipe: {error}") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "cannot be parsed"
-        raise ZooError(f"{shown_as}{line}: not valid YAML, {problem}") from error
-    if not isinstance(content, dict):
-        raise ZooError(f"{shown_as}: expected keys and values, as in the files below recipes/")
-    return content
+def _home(path: str) -> str:
+    """Where a class that the user allows is defined, which may not be where it is imported from."""
+    found = locate(path)
+    if found is None:
+        raise ZooError(f"{path} cannot be imported, expected a class that is installed or here")
+    return f"{found.__module__}.{found.__qualname__}" if hasattr(found, "__qualname__") else path
+
+
+def with_options(content: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A recipe with the values of ``--a.b VALUE`` in their places, ``init_args`` left out or not.
+
+    jsonargparse would do this too, but writes values down as Python does between two levels, where
+    a null becomes the text None. A value that is one word stays text, which fits a setting of any
+    type that it can be read as.
+    """
+    changed = copy.deepcopy(dict(content))
+    for option, text in split_options(overrides):
+        *groups, key = option.removeprefix("--").split(".")
+        place = changed
+        for group in groups:
+            place = _inside(place, group)
+            if not isinstance(place.get(group), dict):
+                place[group] = {}
+            place = place[group]
+        place = _inside(place, key)
+        value = read_value(option, text)
+        if not isinstance(value, (dict, list)):
+            value = text
+        if not groups and key in CLASS_GROUPS and isinstance(value, str):
+            place, key = changed[key], "class_path"
+        if key.endswith("+"):
+            key = key.removesuffix("+")
+            old = place.get(key) or []
+            value = [*(old if isinstance(old, list) else [old]), *_as_list(value)]
+        if key == "class_path" and value != place.get(key):
+            taken = _accepted(str(value))
+            given = place.get("init_args") or {}
+            place["init_args"] = {name: given[name] for name in given if name in taken}
+        place[key] = value
+    return changed
+
+
+def _inside(place: dict[str, Any], key: str) -> dict[str, Any]:
+    """Where a key stands: the arguments of a class may be meant without ``init_args``."""
+    if "class_path" not in place or key in ("class_path", "init_args", "dict_kwargs"):
+        return place
+    if not isinstance(place.get("init_args"), dict):
+        place["init_args"] = {}
+    return place["init_args"]
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _accepted(class_path: str) -> set[str]:
+    """Arguments that another class takes over from the one before it."""
+    found = locate(class_path)
+    return {key.partition(".")[0] for key in keys_of(found)} if isinstance(found, type) else set()
 
 
 class Progress(RichProgressBar):
@@ -202,7 +285,7 @@ def quiet() -> None:
 
 def _parser(*by_class_path: str) -> ArgumentParser:
     """Parser of all groups of a recipe, or of those whose class is fixed."""
-    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, parser_mode=_MODE)
     parser.add_argument("--config", action=ActionConfigFile)
     parser.add_argument("--seed_everything", type=int, default=0)
     for name, base in (("model", Task), ("data", DataModule)):
@@ -221,6 +304,6 @@ def _build(config: Namespace) -> Any:
 
     jsonargparse would build it while it tries the types of an argument, and bury its errors.
     """
-    parser = ArgumentParser(exit_on_error=False)
+    parser = ArgumentParser(exit_on_error=False, parser_mode=_MODE)
     parser.add_class_arguments(locate(config.class_path), "it", fail_untyped=False)
     return parser.instantiate(Namespace(it=config.init_args)).it

@@ -18,14 +18,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from zoo.arguments import blaming, read_value
-from zoo.checkpoints import load_pretrained, read_metadata, read_state_dict, save_state_dict
-from zoo.checkpoints.sources import file_digest, locate
 from zoo.command import command
 from zoo.errors import ZooError
-from zoo.models.registry import create_model
+from zoo.models.registry import create_model, model_info
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -63,6 +59,12 @@ def convert(
         raise ZooError(f"'{out}' must end in .safetensors")
     if arguments and model is None:
         raise ZooError("--args are those of a model: give --model as well")
+    if model is not None:
+        model_info(model)  # an unknown one is said to be so at once
+
+    from zoo.checkpoints import load_pretrained, read_state_dict, save_state_dict
+    from zoo.checkpoints.sources import file_digest, locate
+
     located = locate(source)
     if model is None:
         tensors = read_state_dict(source, key=key, mmap=True)
@@ -94,6 +96,8 @@ def load_converted(path: str | os.PathLike[str]) -> nn.Module:
     Raises:
         ZooError: if the file does not say which model it is of.
     """
+    from zoo.checkpoints import read_metadata
+
     try:
         note = json.loads(read_metadata(Path(path)).get("zoo", "{}"))
         name, arguments = note.get("model"), note.get("arguments", {})
@@ -107,6 +111,8 @@ def load_converted(path: str | os.PathLike[str]) -> nn.Module:
 
 
 def _to_half(name: str, tensor: Tensor) -> Tensor:
+    import torch
+
     if tensor.dtype not in (torch.float32, torch.float64, torch.bfloat16):
         return tensor
     half = tensor.half()

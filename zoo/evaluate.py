@@ -12,42 +12,68 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from zoo.arguments import make_folder
-from zoo.cli import Recipe, quiet
+from zoo.arguments import allow_class_option, make_folder
 from zoo.command import command
 from zoo.errors import ZooError
-from zoo.runs import read_checkpoint, recipe_name, resolve_checkpoint, write_atomically
+from zoo.recipes import all_recipes, check_options, find_recipe, read_recipe, recipe_name
+from zoo.runs.folder import resolve_checkpoint
 from zoo.show import print_metrics
+
+if TYPE_CHECKING:
+    from zoo.cli import Recipe
+
+_YAML = (".yaml", ".yml")
 
 
 def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        usage="zoo evaluate RUN|CHECKPOINT|RECIPE.yaml [--split val] [--recipe FILE] [--a.b VALUE]",
+        usage="zoo evaluate RUN|CHECKPOINT|RECIPE [--split val] [--recipe RECIPE] [--a.b VALUE]",
         allow_abbrev=False,
         description="Measure a run, a checkpoint, or a recipe's pretrained weights.",
     )
     parser.add_argument("--split", choices=("test", "val"), default="test")
     parser.add_argument(
-        "--recipe", type=Path, metavar="FILE", help="take this recipe instead of the checkpoint's"
+        "--recipe", metavar="RECIPE", help="take this recipe instead of the checkpoint's"
     )
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="JSON file; by default beside the checkpoint"
     )
+    allow_class_option(parser)
     return parser
 
 
 @command
 def main(argv: list[str]) -> int:
     """Evaluate as the command line says."""
-    source = Path(argv.pop(0)) if argv and not argv[0].startswith("-") else None
+    given = argv.pop(0) if argv and not argv[0].startswith("-") else None
     arguments, overrides = _arguments().parse_known_args(argv)
+    if given is None:
+        raise ZooError("what? it comes first: zoo evaluate RUN|CHECKPOINT|RECIPE")
+    source = Path(given)
+    of_recipe = source.suffix in _YAML or (not source.exists() and given in all_recipes())
+        not source.exists() and given in all_recipes()
+    )
+    instead = None
+    if of_recipe:
+        source = find_recipe(given)
+        read_recipe(source, overrides)
+    else:
+        source = resolve_checkpoint(source)
+        if arguments.recipe is None:
+            check_options(overrides)
+        else:
+            instead = find_recipe(arguments.recipe)
+            read_recipe(instead, overrides)
+
+    # all that needs no import is right
+    from zoo.cli import Recipe, quiet
+    from zoo.runs import read_checkpoint, write_atomically
+
     quiet()
-    if source is None:
-        raise ZooError("what? it comes first: zoo evaluate RUN|CHECKPOINT|RECIPE.yaml")
     checkpoint = None
-    if source.suffix in (".yaml", ".yml"):
+    if of_recipe:
         recipe, name = Recipe(source, overrides), recipe_name(source)
         if not recipe.config.model.init_args.get("pretrained"):
             raise ZooError(
@@ -56,9 +82,10 @@ def main(argv: list[str]) -> int:
             )
         output = Path("evaluation.json")
     else:
-        source = resolve_checkpoint(source)
         checkpoint = read_checkpoint(source)
-        recipe, name = Recipe.of_checkpoint(checkpoint, source, overrides, arguments.recipe)
+        recipe, name = Recipe.of_checkpoint(
+            checkpoint, source, overrides, instead, arguments.allow_class
+        )
         output = source.with_name(f"{source.stem}.{arguments.split}.json")
     output = arguments.output or output
     task, data = recipe.build()

@@ -9,10 +9,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import torch
-
 from zoo.command import command
-from zoo.ops import _library
 
 OPTIONAL = {"mamba-ssm": "[cuda]", "causal-conv1d": "[cuda]", "mkdocs-material": "[docs]"}
 
@@ -31,6 +28,8 @@ def main(argv: list[str]) -> int:
 
 def report() -> dict[str, str]:
     """The lines by their names."""
+    import torch
+
     return {
         "ssm-zoo": f"{_version('ssm-zoo')} in {Path(__file__).resolve().parent}",
         "Python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
@@ -47,6 +46,10 @@ def report() -> dict[str, str]:
 
 
 def _kernels(device: str) -> str:
+    import torch
+
+    from zoo.ops import _library
+
     if reason := _library.unavailable.get(device):
         return f"none ({reason}); PyTorch references answer, slowly"
     if device == "cpu":
@@ -56,6 +59,8 @@ def _kernels(device: str) -> str:
 
 
 def _gpu() -> str:
+    import torch
+
     if not torch.cuda.is_available():
         return "none that PyTorch can use"
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]

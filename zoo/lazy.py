@@ -49,6 +49,44 @@ def public_classes(package: str, families: bool = True) -> Mapping[str, str]:
     return MappingProxyType(found)
 
 
+def is_class(path: str) -> bool:
+    """Whether zoo has a class of this name, ``zoo.tasks.Segmentation`` or by the module that
+    defines it; nothing is imported, and what a module has imported is not its own.
+    """
+    package, _, name = path.rpartition(".")
+    if package in ("zoo.tasks", "zoo.data"):
+        return name in public_classes(package)
+    parts = package.split(".")
+    if parts[0] != "zoo" or not all(part.isidentifier() for part in parts):
+        return False
+    base = Path(__file__).resolve().parent.joinpath(*parts[1:])
+    for file in (base.with_suffix(".py"), base / "__init__.py"):
+        if len(parts) > 1 and file.is_file():
+            return name in _CLASS.findall(file.read_text(encoding="utf-8"))
+    return False
+
+
+def lazy_names(
+    package: str, homes: Mapping[str, str]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """``__getattr__`` and ``__dir__`` of a package whose names are imported when they are used.
+
+    Args:
+        package: such as ``zoo.runs``.
+        homes: name -> the module that has it.
+    """
+
+    def find(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module '{package}' has no attribute '{name}'")
+        return getattr(import_module(homes[name]), name)
+
+    def names() -> list[str]:
+        return sorted(homes)
+
+    return find, names
+
+
 def lazy_classes(
     package: str, families: bool = True
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:

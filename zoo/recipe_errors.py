@@ -10,17 +10,19 @@ from pydoc import locate
 from jsonargparse import ArgumentParser
 
 from zoo.errors import suggest
+from zoo.recipes import GROUPS, split_options
+from zoo.trust import how_to_allow
 
 _KEY = re.compile(r'Parser key "([^"]+)":(.*)')
 _CLASS = re.compile(r"Problem with given class_path '([^']+)'")
 _UNKNOWN = re.compile(r"Option '([^']+)' is not accepted")
 _UNKNOWN_IN_GROUP = re.compile(r"Group '([^']+)' does not accept option '([^']+)'")
 _UNRECOGNIZED = re.compile(r"unrecognized arguments: (\S+)")
-_NO_VALUE = re.compile(r"argument (\S+): expected one argument")
 _MISSING = re.compile(r"the following arguments are required: (.+)")
 _EXPECTED = re.compile(r"Expected (?:an? )?(.+?)(?:[.] Got value: (.*))?$")
 _NO_CLASS = re.compile(r"Expected a dot import path string: (.*)")
 _WRONG_CLASS = re.compile(r"does not correspond to a subclass of (\S+)")
+_DENIED = re.compile(r"Importing '([^']+)' is not allowed")
 _GIVEN = re.compile(r"Given value: (.*)")
 
 
@@ -38,6 +40,8 @@ def explain(report: str, recipe: str, overrides: Sequence[str], groups: dict[str
         overrides: arguments of the command line; an error in one of these is said to be there.
         groups: top-level groups with a class of their own.
     """
+    if denied := _DENIED.search(report):
+        return f"{recipe}: its recipe names {denied[1]}; {how_to_allow([denied[1]])}"
     path: list[str] = []
     cls: type | None = None
     reasons: list[str] = []
@@ -66,15 +70,11 @@ def explain(report: str, recipe: str, overrides: Sequence[str], groups: dict[str
             path += found[1].split(".")
             return _unknown(path, cls, recipe, overrides, groups)
         elif found := _UNRECOGNIZED.match(line):
-            if not found[1].startswith("--"):
-                return f"{found[1]}: unexpected argument; a value is set with --a.b VALUE"
             path += found[1].removeprefix("--").partition("=")[0].split(".")
             return _unknown(path, cls, recipe, overrides, groups)
         elif found := _UNKNOWN_IN_GROUP.match(line):
             path += [*found[1].split("."), found[2]]
             return _unknown(path, cls, recipe, overrides, groups)
-        elif found := _NO_VALUE.match(line):
-            return f"{found[1]}: a value is missing behind it"
         elif found := _MISSING.match(line):
             path.append(found[1])
             return f"{_where(path, recipe, overrides)}: missing, it must be set"
@@ -115,7 +115,7 @@ def _unknown(
     """An unknown key at the end of ``path``, inside ``cls`` if any."""
     known: Iterable[str] = ()
     if path[0] not in groups and cls is None:
-        path, known = path[:1], ["seed_everything", "model", "data", *groups]
+        path, known = path[:1], GROUPS
     elif cls := cls or groups.get(path[0]):
         known = (key for key in keys_of(cls) if "." not in key)
     return f"{_where(path, recipe, overrides)}: no such key; {suggest(path[-1], known)}"
@@ -125,10 +125,11 @@ def _where(path: list[str], recipe: str, overrides: Sequence[str]) -> str:
     """The key, with the file it stands in, or as an option if the command line has it."""
     key = ".".join(path)
     short = key.replace(".init_args", "")
-    for option in overrides:
-        name = option.removeprefix("--").partition("=")[0]
-        if name in (key, short) or name.startswith(f"{key}."):
-            return option.partition("=")[0]
+    for option, value in split_options(overrides):
+        name = option.removeprefix("--")
+        inside = value[:1] in ("{", "[") and f"{short}.".startswith(f"{name}.")
+        if name in (key, short) or name.startswith(f"{key}.") or inside:
+            return option
     return f"{recipe}: {key}"
 
 

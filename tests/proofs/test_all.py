@@ -14,7 +14,7 @@ from zoo.proofs import trained
 from zoo.proofs.base import Measurement
 from zoo.proofs.decoding import _unit_language
 from zoo.proofs.results import judge
-from zoo.prove import read_proofs
+from zoo.proofs.run import read_proofs
 
 FILES = sorted(ROOT.glob("recipes/*/*/proof.yaml"))
 #: Settings of measurements that decide how long they take -> tiny ones.

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tests.language_models import make_model
 from tests.tiny import ROOT
 from zoo.cli import Recipe, quiet
-from zoo.prove import read_proofs
+from zoo.proofs.run import read_proofs
 
 RECIPES = ROOT / "recipes"
 

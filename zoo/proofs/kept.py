@@ -48,7 +48,7 @@ def measure(measurement: Measurement, seed: int, anew: bool = False) -> Kept:
     """Measure, or find what the same settings, seed and code gave before.
 
     Args:
-        measurement: with its settings, as :func:`zoo.prove.read_proofs` gives it.
+        measurement: with its settings, as :func:`zoo.proofs.run.read_proofs` gives it.
         seed: of everything that is drawn.
         anew: measure in any case.
     """

@@ -12,7 +12,7 @@ from lightning.pytorch import Trainer
 
 from zoo.cli import Recipe
 from zoo.data.base import DataModule
-from zoo.list import recipes_folder
+from zoo.recipes import find_recipe
 from zoo.plots.proofs import Axes, Curve, Pictures
 from zoo.proofs.base import Measured, Measurement
 from zoo.tasks._dense import DenseTask
@@ -49,7 +49,7 @@ def _open(recipe: str, settings: dict[str, Any]) -> Recipe:
         f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
         for key, value in settings.items()
     ]
-    return Recipe(recipes_folder() / recipe, options)
+    return Recipe(find_recipe(recipe), options)
 
 
 class OfRecipe(Measurement):

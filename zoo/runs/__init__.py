@@ -1,18 +1,17 @@
 """Runs on disk: their folder, checkpoints that a run goes on from exactly, metrics, pictures."""
 
-from zoo.runs.checkpoints import CheckpointFiles, Checkpoints, read_checkpoint
-from zoo.runs.folder import RunFolder, latest_run, new_run_path, recipe_name, resolve_checkpoint
-from zoo.runs.metrics import MetricsTable, write_atomically
+from zoo.lazy import lazy_names
 
-__all__ = [
-    "CheckpointFiles",
-    "Checkpoints",
-    "MetricsTable",
-    "RunFolder",
-    "latest_run",
-    "new_run_path",
-    "read_checkpoint",
-    "recipe_name",
-    "resolve_checkpoint",
-    "write_atomically",
-]
+_HOMES = {
+    "CheckpointFiles": "zoo.runs.checkpoints",
+    "Checkpoints": "zoo.runs.checkpoints",
+    "MetricsTable": "zoo.runs.metrics",
+    "RunFolder": "zoo.runs.keeper",
+    "latest_run": "zoo.runs.folder",
+    "read_checkpoint": "zoo.runs.checkpoints",
+    "resolve_checkpoint": "zoo.runs.folder",
+    "run_path": "zoo.runs.folder",
+    "write_atomically": "zoo.runs.metrics",
+}
+
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from zoo.data.base import DataModule
-from zoo.list import recipes_folder
 from zoo.losses.distillation import attention_layers, masked_mse, tap
 from zoo.models.multimodal._mmmamba_cost import full_size_bounds
 from zoo.models.multimodal._mmmamba_decoder import MultimodalDecoder
@@ -20,6 +19,7 @@ from zoo.models.multimodal.mmmamba import load_decoder, seed_student
 from zoo.plots.proofs import Axes, Curve
 from zoo.proofs.base import Measured, Measurement
 from zoo.proofs.trained import LEARNING, open_recipe, train
+from zoo.recipes import all_recipes
 from zoo.tasks.base import Task
 from zoo.tasks.multimodal.visual_chat import inputs_of
 
@@ -83,8 +83,8 @@ class OfRecipes(Measurement):
 
     def made_from(self, seed: int) -> str:
         """The recipes."""
-        files = sorted((recipes_folder() / RECIPES).glob("small*.yaml"))
-        return "\n".join(file.read_text() for file in files)
+        small = [f for name, f in all_recipes().items() if name.startswith(f"{RECIPES}/small")]
+        return "\n".join(file.read_text() for file in small)
 
 
 class Teacher(OfRecipes):
