@@ -1,4 +1,4 @@
-"""Every proof, with trainings of two steps: all that must hold is measured, and all is drawn."""
+"""Every proof with tiny trainings: all that must hold is measured, and all is drawn."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ FILES = sorted(ROOT.glob("recipes/*/*/proof.yaml"))
 #: Settings of measurements that decide how long they take -> tiny ones.
 SMALL = {
     "steps": 2,
+    "repeats": 1,
     "batch_size": 2,
     "test_samples": 8,
     "tokens": 200,
@@ -35,29 +36,37 @@ SMALL = {
 
 @pytest.fixture
 def tiny(monkeypatch, tmp_path):
-    """Recipes make few samples, and trainers stop after two steps."""
+    """Recipes make few samples, an epoch is one step, and models are kept elsewhere."""
     build, open_ = Recipe.build_trainer, trained._open
 
     def build_trainer(recipe: Recipe, **settings: Any) -> Any:
-        return build(recipe, **settings, limit_train_batches=2, limit_test_batches=1, max_epochs=1)
+        return build(recipe, **settings, limit_train_batches=1, limit_test_batches=1)
 
     def open_tiny(recipe: str, settings: dict[str, Any]) -> Recipe:
         opened = open_(recipe, settings)
         sample = opened.config.data.init_args.get("sample")
-        few: dict[str, Any] = {}
+        stages = opened.config.model.init_args.get("stages") or []
+        epochs = len(stages) or min(1, opened.config.trainer.max_epochs)
+        few: dict[str, Any] = {"trainer.max_epochs": epochs}
+        if stages:
+            few["model.init_args.stages"] = [stage.as_dict() | {"epochs": 1} for stage in stages]
         if sample is not None:
-            wanted = {"train": 8, "val": 2, "test": 4, "hours": 1200, "frames": 12, "pictures": 0}
-            few = {f"data.init_args.sample.{k}": v for k, v in wanted.items() if k in sample}
+            wanted = {"train": 12, "test": 4, "hours": 1200, "frames": 12, "pictures": 0}
+            if sample.get("val"):
+                wanted["val"] = 2
+            few |= {f"data.init_args.sample.{k}": v for k, v in wanted.items() if k in sample}
             few["data.init_args.batch_size"] = 4
+            folder = tmp_path / "made" / f"{abs(hash(str(sample)))}"
             place = "root" if "root" in opened.config.data.init_args else "path"
             if str(tmp_path) not in str(settings.get(f"data.init_args.{place}")):
-                few[f"data.init_args.{place}"] = str(tmp_path / "made" / "it.csv")
+                few[f"data.init_args.{place}"] = str(folder / "it.csv")
         return open_(recipe, settings | few)
 
     monkeypatch.setattr(Recipe, "build_trainer", build_trainer)
     monkeypatch.setattr(trained, "_open", open_tiny)
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(_unit_language, "LENGTH", 24)
+    monkeypatch.setattr("zoo.proofs.vision.token_pruning.KEEP_RATIOS", ())
     make = _unit_language.unit_lm
 
     def unit_lm(seed: int, layers: int = 2, **settings: Any) -> Path:
@@ -78,7 +87,7 @@ def shrink(measurement: Measurement) -> Measurement:
 
 @pytest.mark.parametrize("file", FILES, ids=["/".join(file.parts[-3:-1]) for file in FILES])
 def test_proof_runs(file: Path, tiny):
-    for proof in read_proofs(file):
+    for number, proof in enumerate(read_proofs(file)):
         run = {name: shrink(m).measure(1) for name, m in proof.measurements.items()}
         result = judge(proof, {1: run}, [0.0])
         assert [i.text for i in result.inequalities] == proof.must_hold
@@ -94,4 +103,4 @@ def test_proof_runs(file: Path, tiny):
             proof.show,
         )
         assert figure is not None
-        figure.savefig(tiny / "figure.png")
+        figure.savefig(tiny / f"figure-{number}.png")

@@ -91,9 +91,8 @@ def claim_figure(
         heights.append(2.9 * -(-len(panels) // ACROSS))
     if columns:
         rows = min(len(pictures) for _, pictures in columns)
-        side = min(2.2, WIDTH / len(columns))
-        aspect = max(picture.shape[0] / picture.shape[1] for _, pics in columns for picture in pics)
-        heights.append(rows * side * min(aspect, 1.6) + 0.45)
+        highest = 3.6 if len(columns) == 1 else 2.3
+        heights.append(rows * min(highest, 0.96 * WIDTH / sum(_widths(columns))) + 0.45)
     figure = new_figure(WIDTH, sum(heights) + 0.5)
     parts = list(figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0])
     if panels:
@@ -217,6 +216,11 @@ def _columns(
     return shared + own
 
 
+def _widths(columns: Sequence[Column]) -> list[float]:
+    """Width of each column, of pictures as high as 1."""
+    return [max(p.shape[1] / p.shape[0] for p in pictures) for _, pictures in columns]
+
+
 def _equal(one: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> bool:
     return len(one) == len(other) and all(
         np.array_equal(a, b) for a, b in zip(one, other, strict=True)
@@ -225,7 +229,8 @@ def _equal(one: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> bool:
 
 def _draw_pictures(figure: Figure | SubFigure, columns: Sequence[Column]) -> None:
     rows = min(len(column) for _, column in columns)
-    grid = figure.subplots(rows, len(columns), squeeze=False)
+    widths = _widths(columns)
+    grid = figure.subplots(rows, len(columns), squeeze=False, width_ratios=widths)
     for place in grid.flat:
         place.axis("off")
     for number in range(rows):

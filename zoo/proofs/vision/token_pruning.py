@@ -223,10 +223,12 @@ class Cost(Measurement):
     Args:
         whole, pruned: names of the models.
         batch_size: pictures of 224x224 pixels in a pass.
+        repeats: passes; the middle one of the faster half counts.
     """
 
-    def __init__(self, whole: str, pruned: str, batch_size: int = 2) -> None:
-        self.whole, self.pruned, self.batch_size = whole, pruned, batch_size
+    def __init__(self, whole: str, pruned: str, batch_size: int = 2, repeats: int = 6) -> None:
+        self.whole, self.pruned = whole, pruned
+        self.batch_size, self.repeats = batch_size, repeats
 
     @torch.inference_mode()
     def measure(self, seed: int) -> Measured:
@@ -236,12 +238,12 @@ class Cost(Measurement):
         images = torch.randn(self.batch_size, 3, 224, 224)
         work = [multiply_adds(model, images) for model in models]
         seconds: list[list[float]] = [[], []]
-        for _ in range(6):
+        for _ in range(self.repeats):
             for model, times in zip(models, seconds, strict=True):
                 started = time.process_time()
                 model(images)
                 times.append(time.process_time() - started)
-        whole, pruned = (median(sorted(times)[:3]) for times in seconds)
+        whole, pruned = (median(sorted(times)[: -(-self.repeats // 2)]) for times in seconds)
         axes = Axes("Whole and pruned", "multiply-adds of a picture, 10^9", "CPU seconds")
         points = [value / self.batch_size / 1e9 for value in work]
         times = [whole / self.batch_size, pruned / self.batch_size]
