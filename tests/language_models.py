@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import copy
+import contextlib
+from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -21,12 +22,9 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from zoo.models.decoding._hydra_attention import HydraCrossHead, HydraEagleHead
-from zoo.models.decoding._one_layer import layer_settings
-from zoo.models.decoding.hydra import HydraHeads
-from zoo.models.decoding.kangaroo import KangarooAdapter
-from zoo.models.decoding.medusa import MedusaHeads
-from zoo.models.decoding.specdec_pp import AcceptanceHead
+from zoo.decoding import Method, list_methods, method_class
+from zoo.decoding.steering import open_session
+from zoo.errors import ZooError
 
 VOCAB, WIDTH = 50, 32
 _TOKENS = {"eos_token_id": None, "bos_token_id": None, "pad_token_id": 0}
@@ -74,44 +72,15 @@ def make_model(kind: str, layers: int = 3, **overrides) -> nn.Module:
     return LlamaForCausalLM(LlamaConfig(**settings)).eval()
 
 
-def noisy(model: nn.Module, noise: float = 0.03) -> nn.Module:
-    """A copy that often agrees with the model, for use as its draft."""
-    model = copy.deepcopy(model)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(noise * torch.randn(p.shape, generator=generator))
-    return model
+def trials(model: nn.Module) -> Iterator[tuple[str, Method]]:
+    """Every method in every form that the model can be a target of, with untrained heads.
 
-
-def method_options(model: nn.Module) -> dict[str, dict]:
-    """Every method that the model can be a target of, with untrained heads.
-
-    What follows a colon in a name tells apart the kinds of heads of one method.
+    What follows a colon in a name tells apart the forms of one method.
     """
-    torch.manual_seed(2)
-    vocab = model.config.vocab_size
-    head = {"lm_head": model.get_output_embeddings().weight.data}
-    draft = noisy(model)
-    options = {
-        "plain": {},
-        "token_recycling": {},
-        "medusa": {"heads": MedusaHeads(WIDTH, vocab, 4, **head)},
-        "hydra": {"heads": HydraHeads(WIDTH, vocab, 4, **head)},
-        "draft_tree": {"draft": draft},
-        "spectr": {"draft": draft, "drafts": 4, "length": 3},
-        "speculative": {"draft": draft, "length": 3},
-        "specdec_pp": {"draft": draft, "head": AcceptanceHead(WIDTH, 2), "threshold": 0.5},
-    }
-    layer = {"intermediate_size": 48, "num_attention_heads": 4} | layer_settings(model.config)
-    for kind, heads in (
-        ("prefix", HydraHeads(WIDTH, vocab, 4, 2, arch="prefix-mlp", prefix=layer, **head)),
-        ("ungrounded", HydraHeads(WIDTH, vocab, 4, 2, grounded=False, **head)),
-        ("cross-attn", HydraCrossHead(**layer)),
-        ("eagle-attn", HydraEagleHead(1, **layer)),
-    ):
-        options[f"hydra:{kind}"] = {"heads": heads}
-    if hasattr(model, "model") and hasattr(model.model, "layers"):
-        adapter = KangarooAdapter.for_target(model)
-        options["kangaroo"] = {"adapter": adapter, "threshold": 0.05}
-    return options
+    session = open_session(model, 1)
+    for name in list_methods():
+        torch.manual_seed(2)
+        for form, method in method_class(name).trials(model).items():
+            with contextlib.suppress(ZooError):
+                method.check(session)
+                yield f"{name}:{form}".rstrip(":"), method

@@ -20,25 +20,24 @@ from transformers import PreTrainedTokenizerBase
 from zoo.arguments import make_folder, read_value
 from zoo.cli import quiet
 from zoo.command import command
-from zoo.decoding import VERIFIERS, Generation, Method, generate, list_methods, make_method
+from zoo.decoding import (
+    VERIFIERS,
+    Generation,
+    Method,
+    generate,
+    list_methods,
+    make_method,
+    method_class,
+)
 from zoo.decoding.comparison import figure, on_prompts, on_spec_bench, show, write_json
 from zoo.decoding.spec_bench import TASKS, read_questions
 from zoo.devices import usable_device
 from zoo.errors import ZooError
 from zoo.models.language._causal_lm import load_causal_lm, load_tokenizer
+from zoo.models.language._protocol import text_config
 from zoo.show import print_table, say
 from zoo.tasks.decoding._decoding_test import acceptance_figure
 
-#: Which option gives a method what it cannot do without.
-NEEDS = {
-    "medusa": "heads",
-    "hydra": "heads",
-    "kangaroo": "adapter",
-    "spectr": "draft",
-    "speculative": "draft",
-    "draft_tree": "draft",
-    "specdec_pp": "head",
-}
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -63,7 +62,7 @@ class Target:
                 ) from None
         if ids.numel() == 0:
             raise ZooError("the prompt is empty: give at least one token")
-        known = self.model.config.vocab_size
+        known = text_config(self.model).vocab_size
         for token in ids.flatten().tolist():
             if not 0 <= token < known:
                 raise ZooError(
@@ -112,6 +111,10 @@ def _arguments() -> argparse.ArgumentParser:
     add("--temperature", type=float, default=0.0, help="0, the default, decodes greedily")
     add("--top-k", type=int, default=0, help="draw from so many tokens only; 0: from all")
     add("--top-p", type=float, default=1.0, help="draw from the best tokens of this mass")
+    add("--min-p", type=float, default=0.0, help="draw from tokens of this share of the best one's")
+    add("--min-new-tokens", type=int, help="no stop token before there are so many")
+    add("--repetition-penalty", type=float, help="above 1: say less often what was said")
+    add("--stop", action="append", metavar="TEXT", help="end where this was written; repeatable")
     add("--verifier", help=f"rule of acceptance: {', '.join(VERIFIERS)}")
     add("--seed", type=int, default=0, help="of the draws (default 0)")
     add("--device", help="such as cpu or cuda:1 (default: the first GPU, where there is one)")
@@ -183,20 +186,21 @@ def _load(arguments: argparse.Namespace) -> Target:
 
 
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    names = ("max_new_tokens", "temperature", "top_k", "top_p", "verifier", "seed")
-    return {name: getattr(arguments, name) for name in names}
+    names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "verifier", "seed")
+    names += ("min_new_tokens", "repetition_penalty")
+    return {name: getattr(arguments, name) for name in names} | {"stop_strings": arguments.stop}
 
 
 def method_options(method: str, arguments: argparse.Namespace) -> dict[str, Any] | None:
     """Options of a method from the command line; None if what it needs was not given."""
     options: dict[str, Any] = {}
-    need = NEEDS.get(method)
-    if arguments.draft is not None and need in ("draft", "head"):
-        options["draft"] = arguments.draft
-    for text in arguments.heads:
-        name, _, folder = text.rpartition("=")
-        if need in ("heads", "adapter", "head") and name in ("", method):
-            options[need] = folder
+    for argument, flag in method_class(method).needs:
+        if flag == "--draft" and arguments.draft is not None:
+            options[argument] = arguments.draft
+        for text in arguments.heads if flag == "--heads" else ():
+            name, _, folder = text.rpartition("=")
+            if name in ("", method):
+                options[argument] = folder
     for text in arguments.set:
         key, separator, value = text.partition("=")
         if not separator:
@@ -204,9 +208,7 @@ def method_options(method: str, arguments: argparse.Namespace) -> dict[str, Any]
         name, _, option = key.rpartition(".")
         if name in ("", method):
             options[option] = read_value(f"--set {text}", value)
-    missing = {need} - {None} - set(options)
-    if need == "head" and "draft" not in options:
-        missing.add("draft")
+    missing = [need for need in method_class(method).needs if need.argument not in options]
     return None if missing else options
 
 
@@ -218,9 +220,7 @@ def _make(method: str, arguments: argparse.Namespace) -> Method:
 
 
 def _needed(method: str) -> str:
-    need = NEEDS[method]
-    given = "--draft DIR" if need == "draft" else "--heads DIR"
-    return given + (" and --draft DIR" if need == "head" else "")
+    return " and ".join(f"{need.flag} DIR" for need in method_class(method).needs)
 
 
 class _Printer:
@@ -244,7 +244,7 @@ class _Printer:
 
 def _generate(target: Target, prompt: str, method: Method, arguments: argparse.Namespace) -> None:
     ids = target.encode(prompt)
-    settings = _settings(arguments)
+    settings = _settings(arguments) | {"tokenizer": target.tokenizer}
     printer = _Printer(target, prompt, ids)
     try:
         out = generate(target.model, ids, method, on_tokens=printer, **settings)
@@ -317,6 +317,7 @@ def _compare(target: Target, arguments: argparse.Namespace) -> None:
     else:
         prompts = [target.encode(prompt) for prompt in arguments.prompt]
         repeat = max(1, arguments.repeat)
+        settings["tokenizer"] = target.tokenizer
         rows = on_prompts(target.model, prompts, methods, make, repeat, **settings)
     greedy = arguments.temperature == 0
     show(rows, f"{arguments.target}, temperature {arguments.temperature:g}", greedy)

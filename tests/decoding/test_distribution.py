@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.language_models import make_model, method_options
-from zoo.decoding import Verdict, generate, make_method
+from tests.language_models import make_model, trials
+from zoo.decoding import Method, Verdict, generate, list_methods, make_method
 from zoo.decoding.verify import Rejection
 
 VOCAB, NEW, RUNS = 5, 3, 1500
 PROMPT = [1, 2, 3]
 SAMPLING = {"temperature": 1.5, "top_k": 4}
-METHODS = sorted(method_options(make_model("llama")))
+METHODS = [name for name, _ in trials(make_model("llama"))]
 
 
 @cache
@@ -39,7 +39,7 @@ def law() -> Tensor:
     return total
 
 
-def statistic(method: str, **options) -> tuple[float, int]:
+def statistic(method: Method, **options) -> tuple[float, int]:
     """Chi-square of the continuations of many equal prompts, and its degrees of freedom.
 
     Texts that are expected less than five times count together.
@@ -65,8 +65,7 @@ def limit(freedom: int) -> float:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_sampled_text_is_the_models_own(name: str) -> None:
-    options = method_options(model())[name]
-    value, freedom = statistic(name.partition(":")[0], **options)
+    value, freedom = statistic(dict(trials(model()))[name])
     assert freedom > 20
     assert value < limit(freedom)
 
@@ -83,13 +82,10 @@ class Hasty(Rejection):
     ("method", "verifier"), [("speculative", Hasty()), ("token_recycling", "typical")]
 )
 def test_the_test_notices_a_biased_verifier(method: str, verifier) -> None:
-    options = method_options(model())[method]
-    value, freedom = statistic(method, verifier=verifier, **options)
+    value, freedom = statistic(dict(trials(model()))[method], verifier=verifier)
     assert value > 2 * limit(freedom)
 
 
 def test_methods_are_all_tested() -> None:
-    from zoo.decoding import list_methods
-
     assert {name.partition(":")[0] for name in METHODS} == set(list_methods())
     assert make_method("plain").verifier == "sample_match"

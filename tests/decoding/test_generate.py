@@ -5,9 +5,10 @@ import tokenizers
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from tests.language_models import VOCAB, make_model, noisy
+from tests.language_models import VOCAB, make_model
 from zoo.decoding import Tree, generate, list_methods
 from zoo.decoding.attention import NAME
+from zoo.decoding.draft_model import trial_draft
 from zoo.errors import ZooError
 from zoo.generate import Target, _Printer
 from zoo.models.decoding.medusa import MedusaHeads
@@ -25,7 +26,7 @@ def test_a_stop_token_ends_its_sequence_alone(llama, ids) -> None:
     expected = [row[: row.index(stop) + 1] if stop in row else row for row in free]
     for method, options in (
         ("token_recycling", {}),
-        ("spectr", {"draft": noisy(llama)}),
+        ("spectr", {"draft": trial_draft(llama)}),
         ("speculative", {"draft": llama, "length": 7}),
     ):
         out = generate(llama, ids, method, max_new_tokens=30, stop_tokens=stop, **options)
@@ -68,7 +69,7 @@ def test_printed_text_keeps_its_spaces_and_waits_for_whole_characters(capsys) ->
 
 
 def test_counts_agree_with_each_other(llama, ids) -> None:
-    out = generate(llama, ids[:1], "draft_tree", draft=noisy(llama), max_new_tokens=40)
+    out = generate(llama, ids[:1], "draft_tree", draft=trial_draft(llama), max_new_tokens=40)
     counts = out.acceptance
     assert out.steps == len(out.accept_lengths[0])
     assert counts.accepted == sum(counts.accepted_by_depth.values())
@@ -95,7 +96,9 @@ def test_the_attention_can_be_a_models_own_setting(llama, ids) -> None:
 
 
 def test_a_chain_only_method_refuses_a_recurrent_target() -> None:
-    with pytest.raises(ZooError, match="needs a transformer"):
+    with pytest.raises(
+        ZooError, match="decoded by tree attention, and MambaForCausalLM is decoded by copied"
+    ):
         generate(make_model("mamba"), torch.tensor([[1, 2]]), "kangaroo", adapter=None)
 
 
@@ -120,7 +123,7 @@ def test_errors_say_what_to_do(llama, ids) -> None:
     with pytest.raises(ZooError, match=r"\[B, T\]"):
         generate(llama, ids[0])
     with pytest.raises(ZooError, match="one vocabulary"):
-        generate(llama, ids, "spectr", draft=make_model("llama", vocab_size=51))
+        generate(llama, ids, "spectr", draft=make_model("llama", vocab_size=VOCAB + 1025))
     with pytest.raises(ZooError, match="no verifier 'x'"):
         generate(llama, ids, verifier="x")
     with pytest.raises(ZooError, match="MedusaHeads was given, expected HydraHeads"):

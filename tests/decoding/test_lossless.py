@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.language_models import VOCAB, make_model, method_options, noisy
+from tests.language_models import VOCAB, make_model, trials
 from zoo.decoding import Method, Sampler, Tree, generate
+from zoo.decoding.draft_model import trial_draft
 from zoo.decoding.method import Run
 from zoo.decoding.verify import Draft
 
@@ -36,12 +37,11 @@ def test_every_method_gives_the_models_own_greedy_text(kind: str) -> None:
     mask[3, :8] = 0  # one token
     expected = [plain_greedy(model, row[keep]) for row, keep in zip(ids, mask.bool(), strict=True)]
     accepted = 0
-    for name, options in method_options(model).items():
-        method = name.partition(":")[0]
-        out = generate(model, ids, method, attention_mask=mask, max_new_tokens=NEW, **options)
+    for name, method in trials(model):
+        out = generate(model, ids, method, attention_mask=mask, max_new_tokens=NEW)
         assert out.new_tokens == expected, name
         if kind == "llama":
-            single = generate(model, ids[:1], method, max_new_tokens=NEW, **options)
+            single = generate(model, ids[:1], method, max_new_tokens=NEW)
             assert single.new_tokens == expected[:1], name
             assert single.sequences[0].tolist() == ids[0].tolist() + expected[0]
         accepted += out.acceptance.accepted
@@ -103,7 +103,7 @@ def test_models_that_mix_attention_and_recurrent_layers() -> None:
     ids = torch.randint(1, VOCAB, (2, 6), generator=torch.Generator().manual_seed(0))
     mask = torch.tensor([[1] * 6, [0, 0] + [1] * 4])
     expected = [plain_greedy(model, ids[0]), plain_greedy(model, ids[1, 2:])]
-    for method, options in (("plain", {}), ("speculative", {"draft": noisy(model)})):
+    for method, options in (("plain", {}), ("speculative", {"draft": trial_draft(model)})):
         out = generate(model, ids, method, attention_mask=mask, max_new_tokens=NEW, **options)
         assert out.new_tokens == expected
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from tests.language_models import VOCAB, make_model
-from zoo.decoding.session import Session, open_session
+from zoo.decoding.session import Session
+from zoo.decoding.steering import open_session
 from zoo.decoding.tree import Tree, batch_parents
 
 MODELS = ("llama", "qwen2", "mistral", "gpt2", "mamba", "jamba")

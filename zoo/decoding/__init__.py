@@ -1,7 +1,16 @@
 """Generation in fewer passes, over any causal LM: one tree, one verifier, one cache."""
 
-from zoo.decoding.generate import Acceptance, Generation, generate
-from zoo.decoding.method import Method, Run, list_methods, make_method, register_method
+from zoo.decoding.generate import generate
+from zoo.decoding.generation import Acceptance, Generation
+from zoo.decoding.method import (
+    Method,
+    Need,
+    Run,
+    list_methods,
+    make_method,
+    method_class,
+    register_method,
+)
 from zoo.decoding.sampling import Sampler
 from zoo.decoding.tree import Tree, best_static_tree
 from zoo.decoding.verify import VERIFIERS, Draft, Verdict, Verifier, make_verifier
@@ -12,6 +21,7 @@ __all__ = [
     "Draft",
     "Generation",
     "Method",
+    "Need",
     "Run",
     "Sampler",
     "Tree",
@@ -22,5 +32,6 @@ __all__ = [
     "list_methods",
     "make_method",
     "make_verifier",
+    "method_class",
     "register_method",
 ]

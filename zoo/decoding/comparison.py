@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from zoo.decoding.generate import Generation, generate
+from zoo.decoding.generate import generate
+from zoo.decoding.generation import Generation
 from zoo.decoding.method import Method
 from zoo.decoding.spec_bench import (
     TASKS,

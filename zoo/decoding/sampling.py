@@ -2,10 +2,33 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from zoo.errors import ZooError
+
+
+def check_logits(logits: Tensor, whose: str) -> None:
+    """Refuse logits ``[..., V]`` from which nothing can be chosen.
+
+    Raises:
+        ZooError: NaN or infinity is among them, or a token is allowed nowhere; ``whose`` says who
+            gave them.
+    """
+    best = logits.amax(-1)  # NaN stays, and so does infinity
+    if best.isfinite().all():
+        return
+    if (best == -math.inf).any():
+        raise ZooError(
+            f"the logits of {whose} allow no token at all: processors, bad words or suppressed "
+            "tokens rule all of them out"
+        )
+    raise ZooError(
+        f"the logits of {whose} are NaN or infinite: the weights are broken, or too large for the "
+        "precision; try dtype float32 or bfloat16"
+    )
 
 
 class Sampler:
@@ -15,6 +38,7 @@ class Sampler:
         temperature: 0 decodes greedily; then every distribution has all its mass on the best token.
         top_k: keep the k most probable tokens; 0 keeps all.
         top_p: keep the most probable tokens that reach this mass together; 1 keeps all.
+        min_p: keep tokens of at least this share of the most probable one's probability.
         seed: of this run's own generator; None draws one from PyTorch's global generator.
         device: where the draws happen.
     """
@@ -24,15 +48,17 @@ class Sampler:
         temperature: float = 0.0,
         top_k: int = 0,
         top_p: float = 1.0,
+        min_p: float = 0.0,
         seed: int | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        if temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
+        # written so that NaN is refused
+        if not (0 <= temperature < math.inf and top_k >= 0 and 0 < top_p <= 1 and 0 <= min_p <= 1):
             raise ZooError(
-                f"temperature {temperature}, top_k {top_k}, top_p {top_p} were given, expected "
-                "temperature >= 0, top_k >= 0 and 0 < top_p <= 1"
+                f"temperature {temperature}, top_k {top_k}, top_p {top_p}, min_p {min_p} were "
+                "given, expected temperature >= 0, top_k >= 0, 0 < top_p <= 1 and 0 <= min_p <= 1"
             )
-        self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
+        self.temperature, self.top_k, self.top_p, self.min_p = temperature, top_k, top_p, min_p
         if seed is None:
             seed = int(torch.randint(2**62, ()))
         self.generator = torch.Generator(device).manual_seed(seed)
@@ -43,7 +69,8 @@ class Sampler:
         return self.temperature == 0
 
     def probs(self, logits: Tensor) -> Tensor:
-        """Logits ``[..., V]`` -> probabilities after temperature, top-k and top-p, in float32."""
+        """Logits ``[..., V]`` -> probabilities after temperature, top-k, top-p and min-p, in
+        float32."""
         if self.greedy:
             return torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).float()
         logits = logits.float() / self.temperature
@@ -56,6 +83,10 @@ class Sampler:
             # a token stays if those before it do not reach the mass yet
             drop = ordered.cumsum(-1) - ordered >= self.top_p
             probs = probs.masked_fill(drop.scatter(-1, order, drop), 0.0)
+            probs = probs / probs.sum(-1, keepdim=True)
+        if self.min_p > 0:
+            few = probs < self.min_p * probs.amax(-1, keepdim=True)
+            probs = probs.masked_fill(few, 0.0)
             probs = probs / probs.sum(-1, keepdim=True)
         return probs
 

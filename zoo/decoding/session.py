@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from zoo.decoding.attention import Attention, OpenTree
 from zoo.decoding.cache import TreeCache
 from zoo.decoding.tree import PADDING, ancestor_matrix
 from zoo.errors import ZooError
+from zoo.models.language._protocol import text_config
 from zoo.models.language._split_decoder import cache_name
 from zoo.ops.tree_attention import pack_ancestors
 
@@ -39,11 +40,19 @@ class Session(ABC):
     keeps one path of each sequence and drops the rest.
     """
 
+    #: How it goes on from what was read, in a few words.
+    kind: ClassVar[str]
+
     def __init__(self, model: nn.Module, batch_size: int) -> None:
         self.model = model
-        parameter = next(model.parameters())
-        self.device, self.dtype = parameter.device, parameter.dtype
+        self.device, self.dtype = next(model.parameters()).device, floating_dtype(model)
+        config = text_config(model)
+        self.vocab_size, self.hidden_size = config.vocab_size, config.hidden_size
+        #: The last position that the model knows; nodes behind it are never asked for.
+        self.last_position = position_limit(model) - 1
         self.lengths = [0] * batch_size
+        #: Which sequence of the first batch each row is.
+        self.numbers = list(range(batch_size))
         #: Model calls, and tokens that went through them.
         self.calls = 0
         self.tokens = 0
@@ -81,31 +90,64 @@ class Session(ABC):
     def commit(self, paths: Sequence[Sequence[int]]) -> None:
         """Keep these open nodes of each sequence, in order of depth, and close the tree."""
 
-    @abstractmethod
     def select(self, rows: Sequence[int]) -> None:
         """Keep only these sequences of the batch. The tree is closed."""
+        self.lengths = [self.lengths[row] for row in rows]
+        self.numbers = [self.numbers[row] for row in rows]
+
+    def inputs_for(self, rows: Sequence[int]) -> dict[str, Any]:
+        """What the model's call needs besides tokens to read for these rows, one each."""
+        if not getattr(self.model, "reads_by_row", False):
+            return {}
+        return {"rows": [self.numbers[row] for row in rows]}
+
+    def of_tokens(self, out: Any) -> Any:
+        """A model's output without the logits of rows that only fill up the embedding."""
+        if out.logits.shape[-1] > self.vocab_size:
+            out.logits = out.logits[..., : self.vocab_size]
+        return out
+
+    def filled(
+        self, logits: Tensor | None, states: Tensor | None, shape: tuple[int, int], hidden: Any
+    ) -> Scores:
+        """Scores of nodes of which none was read: those behind the last position."""
+        if logits is None:
+            logits = torch.zeros(*shape, self.vocab_size, device=self.device)
+        if states is None and hidden is not None:
+            states = torch.zeros(*shape, self.hidden_size, device=self.device, dtype=self.dtype)
+        return Scores(logits, states)
 
 
-def open_session(model: nn.Module, batch_size: int) -> Session:
-    """The session that fits a model: with attention caches or with recurrent states."""
-    from zoo.decoding.recurrent import RecurrentSession, is_recurrent
+def floating_dtype(model: nn.Module) -> torch.dtype:
+    """What a model computes in; quantised weights are integers."""
+    kinds = (p.dtype for p in model.parameters() if p.is_floating_point())
+    return next(kinds, torch.get_default_dtype())
 
-    if is_recurrent(model):
-        return RecurrentSession(model, batch_size)
-    return AttentionSession(model, batch_size)
+
+def position_limit(model: nn.Module) -> int:
+    """How many tokens a text of the model may have; a very large number if it does not say."""
+    config = text_config(model)
+    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len")]
+    return min([limit for limit in limits if isinstance(limit, int) and limit > 0] or [1 << 30])
 
 
 class AttentionSession(Session):
-    """A transformer: all nodes are scored in one pass under the tree's mask."""
+    """A transformer: all nodes are scored in one pass under the tree's mask.
 
-    def __init__(self, model: nn.Module, batch_size: int) -> None:
+    Args:
+        model, batch_size: see :class:`Session`.
+        own: leave the model its own attention, and give it a dense mask.
+    """
+
+    kind = "tree attention"
+
+    def __init__(self, model: nn.Module, batch_size: int, own: bool = False) -> None:
         super().__init__(model, batch_size)
         self.cache = TreeCache()
-        self.attention = Attention(model)
+        self.attention = Attention(model, own)
         self.parents = torch.empty(batch_size, 0, dtype=torch.long, device=self.device)
         self._cache_name = cache_name(model.forward)
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self._last_position = getattr(model.config, "max_position_embeddings", 1 << 30) - 1
 
     @property
     def slots(self) -> int:
@@ -145,7 +187,7 @@ class AttentionSession(Session):
         if self._keeps_logits and len(set(counts)) == 1:
             options["logits_to_keep"] = 1
         positions = torch.arange(max(counts), device=self.device).repeat(len(counts), 1)
-        scores = self.call(inputs, positions.clamp_max(self._last_position), hidden, **options)
+        scores = self.call(inputs, positions.clamp_max(self.last_position), hidden, **options)
         self.lengths = list(counts)
         return scores
 
@@ -172,9 +214,10 @@ class AttentionSession(Session):
         lengths = torch.tensor(self.lengths, device=self.device)
         tree = OpenTree(lengths, pack_ancestors(rows), torch.full_like(lengths, self.slots))
         depths = rows.sum(-1) - 1
-        positions = (lengths[:, None] + depths).clamp_max(self._last_position)
+        positions = lengths[:, None] + depths
         slots = self.slots + self.parents.shape[1]
-        return positions, self.attention.arguments(tree, slots, self.dtype)
+        arguments = self.attention.arguments(tree, positions, slots, self.dtype)
+        return positions.clamp_max(self.last_position), arguments
 
     def call(
         self, inputs: dict[str, Tensor], positions: Tensor, hidden: int | None, **arguments: Any
@@ -192,6 +235,7 @@ class AttentionSession(Session):
             )
         if not hasattr(out, "logits"):
             return Scores(None, out.last_hidden_state)  # type: ignore[arg-type]
+        out = self.of_tokens(out)
         return Scores(out.logits, None if hidden is None else out.hidden_states[hidden])
 
     def commit(self, paths: Sequence[Sequence[int]]) -> None:
@@ -212,7 +256,7 @@ class AttentionSession(Session):
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep only these sequences."""
+        super().select(rows)
         index = torch.tensor(list(rows), device=self.device)
-        self.lengths = [self.lengths[row] for row in rows]
         self.parents = self.parents[index]
         self.cache.select(index, self.slots)

@@ -12,8 +12,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from zoo.decoding.generate import Generation, generate
+from zoo.decoding.generate import generate
+from zoo.decoding.generation import Generation
 from zoo.decoding.method import Method
+from zoo.decoding.session import position_limit
 from zoo.errors import ZooError
 from zoo.models.language._chat import vicuna_text
 
@@ -146,20 +148,25 @@ def answer_questions(
         settings: of :func:`zoo.decoding.generate`.
     """
     device = next(model.parameters()).device
-    positions = getattr(model.config, "max_position_embeddings", None)
+    positions = position_limit(model)
 
     def ask(question: Question) -> Answer:
         answer = Answer(question)
         for turn in range(len(question.turns)):
             ids = chat_prompt(tokenizer, question.turns[: turn + 1], answer.turns).to(device)
-            room = max_new_tokens if positions is None else positions - ids.shape[1]
+            room = positions - ids.shape[1]
             if room < 1:
                 raise ZooError(
                     f"question {question.question_id} needs a prompt of {ids.shape[1]} tokens, the "
                     f"model has {positions} positions: leave it out of the file"
                 )
             out: Generation = generate(
-                model, ids, method, max_new_tokens=min(max_new_tokens, room), **settings
+                model,
+                ids,
+                method,
+                max_new_tokens=min(max_new_tokens, room),
+                tokenizer=tokenizer,
+                **settings,
             )
             text = tokenizer.decode(out.new_tokens[0], skip_special_tokens=True).strip()
             answer.turns.append(text)

@@ -127,9 +127,12 @@ def tree_attention_reference(
 
 
 def tree_mask(
-    kv_len: Tensor, anc_bits: Tensor, tree_start: Tensor, slots: int, window: int = 0
+    kv_len: Tensor, anc_bits: Tensor, tree_start: Tensor, slots: int, window: int | Tensor = 0
 ) -> Tensor:
-    """Which slots each node sees, bool ``[B, N, slots]``; see :func:`tree_attention`."""
+    """Which slots each node sees, bool ``[B, N, slots]``; see :func:`tree_attention`.
+
+    ``window`` may be a tensor ``[B, N, 1]``, one for each node, all positive.
+    """
     ancestors = unpack_ancestors(anc_bits, anc_bits.shape[-1] * 64)  # [B, N, M]
     slot = torch.arange(slots, device=kv_len.device)
     prefix = slot < kv_len[:, None]  # [B, S]
@@ -137,7 +140,7 @@ def tree_mask(
     inside = (node >= 0) & (node < ancestors.shape[-1])
     index = node.clamp(0, ancestors.shape[-1] - 1)[:, None].expand(-1, ancestors.shape[1], -1)
     own = ancestors.gather(2, index) & inside[:, None]  # [B, N, S]
-    if window <= 0:
+    if not isinstance(window, Tensor) and window <= 0:
         return own | prefix[:, None]
     depth = ancestors.sum(-1) - 1  # [B, N]; of the nodes asked for, which are the last of M
     prefix_near = kv_len[:, None, None] + depth[..., None] - slot < window

@@ -12,9 +12,9 @@ from transformers import (
 from transformers import MambaConfig as TransformersConfig
 
 import zoo
-from tests.language_models import noisy
 from zoo.data.language.text import train_tokenizer
 from zoo.decoding import generate
+from zoo.decoding.draft_model import trial_draft
 from zoo.errors import ZooError
 from zoo.models.language._causal_lm import export_causal_lm, load_causal_lm, load_tokenizer
 from zoo.models.language.mamba import MambaConfig, MambaLM
@@ -155,7 +155,7 @@ def test_decoding_methods_give_the_greedy_text(kind):
             for _ in range(10):
                 text = torch.cat([text, model(text).logits[:, -1:, :50].argmax(-1)], dim=1)
         expected.append(text[0, -10:].tolist())
-    methods = {"plain": {}, "token_recycling": {}, "speculative": {"draft": noisy(model)}}
+    methods = {"plain": {}, "token_recycling": {}, "speculative": {"draft": trial_draft(model)}}
     for method, options in methods.items():
         out = generate(model, ids, method, attention_mask=mask, max_new_tokens=10, **options)
         assert out.new_tokens == expected, method

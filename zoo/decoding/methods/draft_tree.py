@@ -8,12 +8,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from zoo.decoding.draft_model import DraftModelMethod
-from zoo.decoding.method import Run, register_method
+from zoo.decoding.draft_model import DraftModelMethod, trial_draft
+from zoo.decoding.method import Method, Run, register_method
 from zoo.decoding.session import Scores
 from zoo.decoding.tree import best_subtree
 from zoo.decoding.verify import Draft, Verdict
 from zoo.errors import ZooError
+from zoo.models.language._protocol import text_config
 
 
 @register_method
@@ -25,13 +26,14 @@ class DraftTree(DraftModelMethod):
     draft model).
 
     Args:
-        draft: a causal LM with the target's vocabulary, or the folder or hub name of one.
+        draft: see :class:`DraftModelMethod`.
         depth: levels below the root.
         beam: nodes of a level that are continued, and candidates for each.
         size: nodes that are verified, besides the root.
     """
 
     name = "draft_tree"
+    proposer = "a small model's most probable tree (as EAGLE-2 grows it)"
 
     def __init__(
         self, draft: nn.Module | str | Path, depth: int = 5, beam: int = 4, size: int = 24
@@ -39,10 +41,15 @@ class DraftTree(DraftModelMethod):
         super().__init__(draft)
         self.depth, self.beam, self.size = depth, beam, size
 
+    @classmethod
+    def trials(cls, target: nn.Module) -> dict[str, Method]:
+        """A copy of the target as its draft model."""
+        return {"": cls(trial_draft(target))}
+
     def load(self, model: nn.Module) -> None:
         """Load the draft model; a beam is chosen among the tokens of one position."""
         super().load(model)
-        known = model.config.vocab_size
+        known = min(text_config(m).vocab_size for m in (model, self.draft))
         if not 1 <= self.beam <= known:
             raise ZooError(
                 f"option beam of the decoding method 'draft_tree' is {self.beam}, expected 1 to "
@@ -77,7 +84,7 @@ class DraftTree(DraftModelMethod):
             known = self._fed[:, None] == origin[..., None]  # [B, beam, fed]
             places = torch.arange(known.shape[-1], device=device)
             fed_parents = torch.where(known.any(-1), (known * places).sum(-1), -1)
-            logits = self.session.grow(tokens[-1][rows, chosen], fed_parents).logits
+            logits = self.grow(tokens[-1][rows, chosen], fed_parents).logits
             self._fed = torch.cat([self._fed, ids], dim=1)
             count, above = count + value.shape[1], ids
         grown = [torch.cat(part, dim=1).tolist() for part in (parents, tokens, scores)]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from zoo.decoding.heads import head_for
-from zoo.decoding.method import Method, Run, register_method
+from zoo.decoding.method import Method, Need, Run, register_method
 from zoo.decoding.session import AttentionSession, Scores
 from zoo.decoding.tree import Tree
 from zoo.decoding.tree_templates import MEDUSA, find_tree
@@ -26,6 +26,7 @@ from zoo.models.decoding._hydra_attention import (
     HydraEagleHead,
 )
 from zoo.models.decoding.hydra import HydraHeads
+from zoo.models.language._protocol import text_config
 
 Heads = HydraHeads | HydraAttentionHead
 KINDS = (HydraHeads, HydraCrossHead, HydraEagleHead)
@@ -53,6 +54,8 @@ class Hydra(Method):
     """
 
     name = "hydra"
+    proposer = "heads that see the tokens before them"
+    needs = (Need("heads", "--heads"),)
     starts_from_prompt = False
 
     def __init__(
@@ -63,14 +66,27 @@ class Hydra(Method):
         self.heads = heads
         self.tree = find_tree(tree)
 
+    @classmethod
+    def trials(cls, target: nn.Module) -> dict[str, Method]:
+        """Fresh heads of every architecture."""
+        wide = {"intermediate_size": 2 * text_config(target).hidden_size}
+        forms = {
+            "": {},
+            "prefix": {"arch": "prefix-mlp", "num_layers": 2},
+            "ungrounded": {"num_layers": 2, "grounded": False},
+            "cross-attn": {"arch": "cross-attn"},
+            "eagle-attn": {"arch": "eagle-attn", "hidden_state_offset": 1},
+        }
+        return {name: cls(build_heads(target, wide | form)) for name, form in forms.items()}
+
     def load(self, model: nn.Module) -> None:
         """Load the heads."""
         self.heads = head_for(KINDS, build_heads, self.heads, model)
         self.hidden_layer = -1 - self.heads.hidden_state_offset
         depth = self.heads.num_heads if isinstance(self.heads, HydraHeads) else len(self.tree)
-        self.tree = self.tree.limited(depth, model.config.vocab_size)
+        self.tree = self.tree.limited(depth, text_config(model).vocab_size)
 
-    def start(self, run: Run, prompt: Scores | None) -> None:
+    def start(self, run: Run, prompt: Scores) -> None:
         """Read the prompt's states."""
         kind = _Separate if isinstance(self.heads, HydraHeads) else _Recurrent
         self._drafter: _Drafter = kind(self.heads, run)
@@ -154,12 +170,16 @@ class _Separate(_Drafter):
         roots = torch.tensor(self.run.roots, device=self.state.device)
         self.inputs = torch.cat([self.state, self.embed(roots)], dim=-1)[:, None]  # [B, 1, 2 d]
         self.depth = 0
-        return self.heads.head(0, self.inputs)[0]
+        return self._logits()
 
     def deeper(self, tokens: Tensor, above: list[int]) -> Tensor:
         self.inputs = torch.cat([self.inputs[:, above], self.embed(tokens)], dim=-1)
         self.depth += 1
-        return self.heads.head(self.depth, self.inputs)[0]
+        return self._logits()
+
+    def _logits(self) -> Tensor:
+        logits, _ = self.heads.head(self.depth, self.inputs)
+        return logits[..., : self.run.target.vocab_size]
 
     def select(self, rows: Sequence[int]) -> None:
         self.state = self.state[list(rows)]
@@ -211,7 +231,8 @@ class _Recurrent(_Drafter):
         return self._logits()
 
     def _logits(self) -> Tensor:
-        return self.run.model.get_output_embeddings()(self.hidden)
+        logits = self.run.model.get_output_embeddings()(self.hidden)
+        return logits[..., : self.run.target.vocab_size]
 
     def select(self, rows: Sequence[int]) -> None:
         self.states = [self.states[row] for row in rows]

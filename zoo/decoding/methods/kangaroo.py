@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from zoo.decoding.draft_model import chain_draft
 from zoo.decoding.heads import head_for
-from zoo.decoding.method import Method, Run, register_method
-from zoo.decoding.recurrent import is_recurrent
+from zoo.decoding.method import Method, Need, Run, register_method
 from zoo.decoding.session import AttentionSession, Scores
 from zoo.decoding.stop_rules import Confidence
 from zoo.decoding.verify import Draft, Verdict
 from zoo.errors import ZooError
 from zoo.models.decoding.kangaroo import KangarooAdapter
+from zoo.models.language._protocol import LayeredModel, text_config
 from zoo.models.language._split_decoder import SplitDecoder
 
 
@@ -39,6 +39,9 @@ class Kangaroo(Method):
     """
 
     name = "kangaroo"
+    proposer = "the target's first layers and an adapter"
+    needs = (Need("adapter", "--heads"),)
+    sessions = AttentionSession
     starts_from_prompt = False
 
     def __init__(
@@ -53,11 +56,20 @@ class Kangaroo(Method):
         #: Tokens that went through the shallow layers after the prompt.
         self.shallow_tokens = 0
 
+    @classmethod
+    def trials(cls, target: nn.Module) -> dict[str, Method]:
+        """A fresh adapter after the first layer, or none; the threshold lets them draft."""
+        adapter = KangarooAdapter.for_target(target, {"exit_layer": 1})
+        return {
+            "": cls(adapter, threshold=0.05),
+            "no adapter": cls(None, exit_layer=1, threshold=0.05),
+        }
+
     def load(self, model: nn.Module) -> None:
         """Load the adapter."""
-        if is_recurrent(model):
-            raise ZooError("Kangaroo needs a transformer as its target")
-        self._target = SplitDecoder(model)
+        self._target: LayeredModel = SplitDecoder(model)
+        self._output = model.get_output_embeddings()
+        self._tokens = text_config(model).vocab_size
         if self.adapter is not None:
             self.adapter = head_for(
                 (KangarooAdapter,), KangarooAdapter.for_target, self.adapter, model
@@ -70,7 +82,7 @@ class Kangaroo(Method):
                 f"exit_layer is {self.exit_layer}, but the target has {len(self._target)} layers"
             )
 
-    def start(self, run: Run, prompt: Scores | None) -> None:
+    def start(self, run: Run, prompt: Scores) -> None:
         """Let the adapter read the prompt's shallow states."""
         self._session: AttentionSession | None = None
         if self.adapter is not None:
@@ -107,7 +119,7 @@ class Kangaroo(Method):
         self.shallow_tokens += len(token)
         with session.attention.active():
             hidden = self._target.run(
-                self._target.embed(token[:, None]),
+                self._target.embed(token[:, None], positions),
                 0,
                 self.exit_layer,
                 positions,
@@ -120,14 +132,12 @@ class Kangaroo(Method):
         """Draft logits ``[B, V]`` after the newest shallow states ``[B, d]``."""
         session = self._session
         if session is None:
-            return self._target.head(self._target.norm(shallow))
+            return self._target.logits(shallow[:, None])[:, 0, : self._tokens]
         if not first:
             positions, arguments = session.place(self._tail)
             self._tail = torch.full_like(self._tail, session.parents.shape[1] - 1)
             inputs = {"inputs_embeds": shallow[:, None]}
-            return self._target.head(
-                session.call(inputs, positions, None, **arguments).hidden[:, 0]
-            )
+            return self._logits(session.call(inputs, positions, None, **arguments).hidden[:, 0])
         states = [
             torch.cat([unread, state[None]])
             for unread, state in zip(self._unread, shallow, strict=True)
@@ -138,7 +148,11 @@ class Kangaroo(Method):
         inputs = {"inputs_embeds": torch.nn.utils.rnn.pad_sequence(states, batch_first=True)}
         hidden = session.call(inputs, positions, None, **arguments).hidden
         self._tail = torch.tensor(last, device=shallow.device)[:, None]
-        return self._target.head(hidden[range(len(last)), last])
+        return self._logits(hidden[range(len(last)), last])
+
+    def _logits(self, states: Tensor) -> Tensor:
+        """What the target's output layer says to the adapter's states."""
+        return self._output(states)[..., : self._tokens]
 
     def score(self, run: Run, draft: Draft) -> Scores:
         """The deep layers, once for the whole chain."""
@@ -154,7 +168,7 @@ class Kangaroo(Method):
                 cache=session.cache,
                 **arguments,
             )
-        return Scores(self._target.head(self._target.norm(hidden)), None)
+        return Scores(self._target.logits(hidden)[..., : session.vocab_size], None)
 
     def update(self, run: Run, draft: Draft, scores: Scores, verdicts: Sequence[Verdict]) -> None:
         """Keep what the adapter has read of the accepted tokens, and what it has not."""

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from zoo.decoding.heads import head_for
-from zoo.decoding.method import Method, Run, accepted_hidden, register_method
+from zoo.decoding.method import Method, Need, Run, accepted_hidden, register_method
 from zoo.decoding.session import Scores
 from zoo.decoding.tree import Tree
 from zoo.decoding.tree_templates import MEDUSA, find_tree
 from zoo.decoding.verify import Draft, Verdict
 from zoo.models.decoding.medusa import MedusaHeads
+from zoo.models.language._protocol import text_config
 
 
 @register_method
@@ -32,6 +33,8 @@ class Medusa(Method):
     """
 
     name = "medusa"
+    proposer = "heads, each on its own"
+    needs = (Need("heads", "--heads"),)
     starts_from_prompt = False
     hidden_layer = -1
 
@@ -43,19 +46,24 @@ class Medusa(Method):
         self.heads = heads
         self.tree = find_tree(tree)
 
+    @classmethod
+    def trials(cls, target: nn.Module) -> dict[str, Method]:
+        """Four fresh heads."""
+        return {"": cls(MedusaHeads.for_target(target, {"num_heads": 4}))}
+
     def load(self, model: nn.Module) -> None:
         """Load the heads."""
         self.heads = head_for((MedusaHeads,), MedusaHeads.for_target, self.heads, model)
-        self.tree = self.tree.limited(self.heads.num_heads, model.config.vocab_size)
+        self.tree = self.tree.limited(self.heads.num_heads, text_config(model).vocab_size)
 
-    def start(self, run: Run, prompt: Scores | None) -> None:
+    def start(self, run: Run, prompt: Scores) -> None:
         """Remember the state before the roots."""
         last = [len(sequence) - 2 for sequence in run.sequences]
         self._hidden = prompt.hidden[range(len(last)), last]  # [B, d]
 
     def propose(self, run: Run) -> Draft:
         """The top tokens of all heads, arranged as the tree says."""
-        logits = self.heads(self._hidden)  # [K, B, V]
+        logits = self.heads(self._hidden)[..., : run.target.vocab_size]  # [K, B, V]
         best = logits.topk(max(self.tree.ranks) + 1, dim=-1).indices.transpose(
             0, 1
         )  # [B, K, width]

@@ -14,6 +14,7 @@ class Plain(Method):
     """Propose nothing."""
 
     name = "plain"
+    proposer = "nobody"
 
     def propose(self, run: Run) -> Draft:
         """The roots alone."""

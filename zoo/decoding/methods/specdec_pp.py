@@ -12,13 +12,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from zoo.decoding.draft_model import DraftModelMethod, chain_draft
+from zoo.decoding.draft_model import DRAFT, DraftModelMethod, chain_draft, trial_draft
 from zoo.decoding.heads import head_for
-from zoo.decoding.method import Run, register_method
+from zoo.decoding.method import Method, Need, Run, register_method
 from zoo.decoding.session import Scores
 from zoo.decoding.stop_rules import Constant, PredictedRejection, StopRule
 from zoo.decoding.verify import Draft, Verdict
 from zoo.models.decoding.specdec_pp import AcceptanceHead
+from zoo.models.language._protocol import text_config
 
 
 @register_method
@@ -26,16 +27,22 @@ class Speculative(DraftModelMethod):
     """Speculative sampling with a draft model (arXiv 2211.17192): one chain, a constant length.
 
     Args:
-        draft: a causal LM with the target's vocabulary, or the folder or hub name of one.
+        draft: see :class:`DraftModelMethod`.
         length: drafted tokens of a round.
     """
 
     name = "speculative"
+    proposer = "one draft of a small model"
     verifier = "rejection"
 
     def __init__(self, draft: nn.Module | str | Path, length: int = 4) -> None:
         super().__init__(draft)
         self.rule: StopRule = Constant(length)
+
+    @classmethod
+    def trials(cls, target: nn.Module) -> dict[str, Method]:
+        """A copy of the target as its draft model."""
+        return {"": cls(trial_draft(target), length=3)}
 
     def propose(self, run: Run) -> Draft:
         """Draft token by token until the rule has stopped every sequence."""
@@ -60,7 +67,7 @@ class Speculative(DraftModelMethod):
                 self._read = len(chosen) - 1
                 return chain_draft(run, chosen, probs, counts)
             parents = torch.full((batch, 1), len(chosen) - 2, device=device)
-            scores = self.session.grow(token[:, None], parents, hidden=-1)
+            scores = self.grow(token[:, None], parents, hidden=-1)
             hidden = scores.hidden[:, 0]
 
     def update(self, run: Run, draft: Draft, scores: Scores, verdicts: Sequence[Verdict]) -> None:
@@ -73,13 +80,15 @@ class SpecDecPP(Speculative):
     """Speculative sampling whose length follows an acceptance head.
 
     Args:
-        draft: a causal LM with the target's vocabulary, or the folder or hub name of one.
+        draft: see :class:`DraftModelMethod`.
         head: the trained acceptance head, or the folder or file it is in.
         threshold: stop when a rejection is likelier than this.
         minimum, maximum: bounds of a round's length.
     """
 
     name = "specdec_pp"
+    proposer = "one draft of a length that follows a head"
+    needs = (DRAFT, Need("head", "--heads"))
 
     def __init__(
         self,
@@ -92,6 +101,12 @@ class SpecDecPP(Speculative):
         super().__init__(draft, maximum)
         self.head = head
         self._bounds = (threshold, minimum, maximum)
+
+    @classmethod
+    def trials(cls, target: nn.Module) -> dict[str, Method]:
+        """A copy of the target as its draft model, with a fresh head."""
+        head = AcceptanceHead(text_config(target).hidden_size, 2)
+        return {"": cls(trial_draft(target), head, threshold=0.5)}
 
     def load(self, model: nn.Module) -> None:
         """Load the draft model and its head."""

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from zoo.decoding.draft_model import DraftModelMethod
-from zoo.decoding.method import Run, register_method
+from zoo.decoding.draft_model import DraftModelMethod, trial_draft
+from zoo.decoding.method import Method, Run, register_method
 from zoo.decoding.session import Scores
 from zoo.decoding.tree import PADDING, Tree
 from zoo.decoding.verify import Draft, Verdict
@@ -51,12 +51,13 @@ class SpecTr(DraftModelMethod):
     """K drafts of L tokens, drawn independently and merged where they begin alike.
 
     Args:
-        draft: a causal LM with the target's vocabulary, or the folder or hub name of one.
+        draft: see :class:`DraftModelMethod`.
         drafts: K.
         length: L.
     """
 
     name = "spectr"
+    proposer = "K independent drafts of a small model"
     verifier = "k_seq"
 
     def __init__(self, draft: nn.Module | str | Path, drafts: int = 8, length: int = 4) -> None:
@@ -64,6 +65,11 @@ class SpecTr(DraftModelMethod):
         if drafts < 1 or length < 1:
             raise ZooError(f"{drafts} drafts of {length} tokens were asked for: expected 1 or more")
         self.drafts, self.length = drafts, length
+
+    @classmethod
+    def trials(cls, target: nn.Module) -> dict[str, Method]:
+        """A copy of the target as its draft model."""
+        return {"": cls(trial_draft(target), drafts=4, length=3)}
 
     def propose(self, run: Run) -> Draft:
         """Level by level: draw for every draft, let the draft model read the new nodes."""
@@ -101,7 +107,7 @@ class SpecTr(DraftModelMethod):
             above = [trie.place.get(trie.parents[node], -1) for node in nodes]
             parents.append([*above, *[PADDING] * fill])
         device = run.target.device
-        scores = self.session.grow(
+        scores = self.grow(
             torch.tensor(tokens, device=device), torch.tensor(parents, device=device)
         )
         return run.sampler.probs(scores.logits)

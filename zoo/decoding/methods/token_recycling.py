@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 from zoo.checkpoints import read_state_dict
 from zoo.decoding.method import Method, Run, register_method
+from zoo.decoding.recompute import full_pass
 from zoo.decoding.session import Scores
 from zoo.decoding.tree import Tree
 from zoo.decoding.tree_templates import TOKEN_RECYCLING, find_tree
 from zoo.decoding.verify import Draft, Verdict
 from zoo.errors import ZooError
+from zoo.models.language._protocol import text_config
 
 
 @register_method
@@ -38,6 +40,7 @@ class TokenRecycling(Method):
     """
 
     name = "token_recycling"
+    proposer = "runners-up of earlier steps"
 
     def __init__(
         self,
@@ -70,7 +73,7 @@ class TokenRecycling(Method):
 
     def load(self, model: nn.Module) -> None:
         """Make the matrix when it is first needed."""
-        vocabulary = model.config.vocab_size
+        vocabulary = text_config(model).vocab_size
         shape = (vocabulary, min(self.top_k, vocabulary))
         if self.matrix is None:
             self.matrix = torch.zeros(shape, dtype=torch.int32)
@@ -82,7 +85,7 @@ class TokenRecycling(Method):
         self.matrix = self.matrix.to(next(model.parameters()).device)
         self.tree = self.tree.limited(len(self.tree), vocabulary)
 
-    def start(self, run: Run, prompt: Scores | None) -> None:
+    def start(self, run: Run, prompt: Scores) -> None:
         """Read the prompts, if that was asked for."""
         if self.read_prompt:
             self._read_prompts(run)
@@ -115,9 +118,11 @@ class TokenRecycling(Method):
         self.matrix[rows] = best[last[rows]]
 
     def _read_prompts(self, run: Run) -> None:
-        for sequence in run.sequences:
-            ids = torch.tensor([sequence], device=run.target.device)
-            self._enter(ids[0], run.model(input_ids=ids).logits[0])
+        session = run.target
+        for row, sequence in enumerate(run.sequences):
+            ids = torch.tensor([sequence], device=session.device)
+            out = session.of_tokens(full_pass(run.model, ids, **session.inputs_for([row])))
+            self._enter(ids[0], out.logits[0])
 
 
 def _read_matrix(file: Path) -> Tensor:

@@ -58,7 +58,7 @@ class HydraAttentionHead(OneLayerModel):
     ) -> HydraAttentionHead:
         """Build for a target; see :func:`zoo.decoding.heads.head_for`."""
         offset = (settings or {}).get("hidden_state_offset", 0)
-        return cls(offset, **layer_settings(target.config, settings))
+        return cls(offset, **layer_settings(target, settings))
 
     @property
     def hidden_state_offset(self) -> int:

@@ -18,8 +18,10 @@ from transformers import LlamaConfig, LlamaModel
 
 from zoo.errors import ZooError
 from zoo.layers.res_block import ResBlock
-from zoo.models.decoding._one_layer import layer_settings
+from zoo.models.decoding._one_layer import layer_config, layer_settings
+from zoo.models.decoding._protocol import output_rows
 from zoo.models.decoding._state_dicts import count_heads, part_of, without_copies
+from zoo.models.language._protocol import text_config
 from zoo.models.registry import register_model
 
 
@@ -78,7 +80,8 @@ class HydraHeads(nn.Module):
         self.prefix_embeding_layer: LlamaModel | None = None
         if arch == "prefix-mlp":
             settings = {"hidden_size": d_model, "vocab_size": vocab_size, "num_hidden_layers": 1}
-            self.prefix_embeding_layer = LlamaModel(LlamaConfig(**(dict(prefix or {}) | settings)))
+            layer = layer_config(prefix or {}) | settings
+            self.prefix_embeding_layer = LlamaModel(LlamaConfig(**layer))
             del self.prefix_embeding_layer.embed_tokens  # it reads hidden states only
         self.hydra_mlp = nn.ModuleList()
         for i in range(num_heads):
@@ -100,22 +103,24 @@ class HydraHeads(nn.Module):
         keys: Collection[str] = (),
     ) -> HydraHeads:
         """Build for a target; see :func:`zoo.decoding.heads.head_for`."""
-        settings, config = settings or {}, target.config
+        settings, config = settings or {}, text_config(target)
         arch = settings.get("arch", settings.get("hydra_head_arch", "mlp"))
         found = count_heads(keys, r"(?:hydra_head\.)?hydra_mlp\.(\d+)\.")
         # what the authors leave out of their file is False
         grounded = settings.get("grounded", "hydra_head_arch" not in settings)
+        d_model = settings.get("d_model", config.hidden_size)
+        vocab_size = settings.get("vocab_size", config.vocab_size)
         return cls(
-            settings.get("d_model", config.hidden_size),
-            settings.get("vocab_size", config.vocab_size),
+            d_model,
+            vocab_size,
             found or settings.get("num_heads", settings.get("hydra_num_heads", 4)),
             settings.get("num_layers", settings.get("hydra_num_layers", 1)),
             arch,
             settings.get("dropout", 0.2 if arch == "prefix-mlp" else 0.0),
             settings.get("grounded_heads", grounded),
-            settings.get("prefix") or layer_settings(config),
+            settings.get("prefix") or layer_settings(target, settings),
             settings.get("hidden_state_offset", 0),
-            target.get_output_embeddings().weight.data,
+            output_rows(target, vocab_size, d_model),
         )
 
     @property

@@ -61,7 +61,7 @@ class KangarooAdapter(OneLayerModel):
     ) -> KangarooAdapter:
         """Build for a target; see :func:`zoo.decoding.heads.head_for`."""
         exit_layer = (settings or {}).get("exit_layer", 2)
-        return cls(exit_layer, **layer_settings(target.config, settings))
+        return cls(exit_layer, **layer_settings(target, settings))
 
     def forward(
         self,

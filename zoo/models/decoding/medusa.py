@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from zoo.layers.res_block import ResBlock
+from zoo.models.decoding._protocol import output_rows
 from zoo.models.decoding._state_dicts import count_heads, part_of
+from zoo.models.language._protocol import text_config
 from zoo.models.registry import register_model
 
 
@@ -66,15 +68,17 @@ class MedusaHeads(nn.Module):
         keys: Collection[str] = (),
     ) -> MedusaHeads:
         """Build for a target; see :func:`zoo.decoding.heads.head_for`."""
-        settings, config = settings or {}, target.config
+        settings, config = settings or {}, text_config(target)
         # the configuration of the authors' old files says 2, and they hold 5
         found = count_heads(keys, r"(?:heads\.|medusa_head\.)?(\d+)\.")
+        d_model = settings.get("d_model", config.hidden_size)
+        vocab_size = settings.get("vocab_size", config.vocab_size)
         return cls(
-            settings.get("d_model", config.hidden_size),
-            settings.get("vocab_size", config.vocab_size),
+            d_model,
+            vocab_size,
             found or settings.get("num_heads", settings.get("medusa_num_heads", 5)),
             settings.get("num_layers", settings.get("medusa_num_layers", 1)),
-            target.get_output_embeddings().weight.data,
+            output_rows(target, vocab_size, d_model),
         )
 
     @property

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from zoo.layers.res_block import ResBlock
+from zoo.models.language._protocol import text_config
 from zoo.models.registry import register_model
 
 
@@ -40,7 +41,7 @@ class AcceptanceHead(nn.Module):
     ) -> AcceptanceHead:
         """Build for a draft model; see :func:`zoo.decoding.heads.head_for`."""
         settings = settings or {}
-        size = settings.get("hidden_size", target.config.hidden_size)
+        size = settings.get("hidden_size", text_config(target).hidden_size)
         return cls(size, settings.get("num_layers", 3))
 
     def forward(self, hidden: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from zoo.arguments import blaming
 from zoo.errors import ZooError
 from zoo.models.decoding._hydra_attention import HydraAttentionHead, HydraCrossHead, HydraEagleHead
 from zoo.models.decoding._one_layer import layer_settings
+from zoo.models.decoding._protocol import output_rows
 from zoo.models.decoding.hydra import HydraHeads
 from zoo.models.decoding.kangaroo import KangarooAdapter
 from zoo.models.decoding.medusa import MedusaHeads
@@ -61,16 +62,17 @@ class TokenHeadTraining(DraftTraining):
             raise ZooError(f"num_heads is {count}, expected 1 or more")
         if self.head in ("cross-attn", "eagle-attn"):
             kind = HydraCrossHead if self.head == "cross-attn" else HydraEagleHead
-            return kind(**(layer_settings(target.config) | self.head_args))
+            return kind(**(layer_settings(target) | self.head_args))
+        width, size = target.config.hidden_size, target.config.vocab_size
         shape = {
-            "d_model": target.config.hidden_size,
-            "vocab_size": target.config.vocab_size,
-            "lm_head": target.get_output_embeddings().weight.data,
+            "d_model": width,
+            "vocab_size": size,
+            "lm_head": output_rows(target, size, width),
         }
         if self.head == "medusa":
             return MedusaHeads(**shape, **self.head_args)
         if self.head == "hydra++":
-            shape |= {"arch": "prefix-mlp", "prefix": layer_settings(target.config)}
+            shape |= {"arch": "prefix-mlp", "prefix": layer_settings(target)}
         return HydraHeads(**(shape | self.head_args))
 
     def method_options(self) -> dict[str, Any]:
