@@ -53,8 +53,6 @@ def main(argv: list[str]) -> int:
         raise ZooError("what? it comes first: zoo evaluate RUN|CHECKPOINT|RECIPE")
     source = Path(given)
     of_recipe = source.suffix in _YAML or (not source.exists() and given in all_recipes())
-        not source.exists() and given in all_recipes()
-    )
     instead = None
     if of_recipe:
         source = find_recipe(given)

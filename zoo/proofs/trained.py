@@ -12,9 +12,9 @@ from lightning.pytorch import Trainer
 
 from zoo.cli import Recipe
 from zoo.data.base import DataModule
-from zoo.recipes import find_recipe
 from zoo.plots.proofs import Axes, Curve, Pictures
 from zoo.proofs.base import Measured, Measurement
+from zoo.recipes import find_recipe
 from zoo.tasks._dense import DenseTask
 from zoo.tasks.base import Task
 
