@@ -26,6 +26,7 @@ ATTENTION = dict(causal=True, num_heads=4, num_heads_kv=2, d_conv=4, rotary_emb_
 CONFIGS: dict[str, dict[str, Any]] = {
     "mamba": dict(ssm_cfg=dict(d_state=8)),
     "mamba2": dict(ssm_cfg=MAMBA2),
+    "mamba3": dict(ssm_cfg=dict(layer="Mamba3", headdim=8, d_state=8)),
     "layernorm": dict(ssm_cfg=MAMBA2, rms_norm=False, residual_in_fp32=False),
     "hybrid": dict(
         ssm_cfg=MAMBA2, d_intermediate=64, attn_layer_idx=[1], attn_cfg=ATTENTION,
@@ -138,7 +139,7 @@ def test_learned_first_states() -> None:
     assert layer.init_states.grad.abs().min() > 0
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", sorted(CONFIGS.keys() - {"mamba3"}))
 def test_model_is_ours(name: str) -> None:
     """The same keys, so that a checkpoint of either loads in the other, and the same logits."""
     theirs = build(name)

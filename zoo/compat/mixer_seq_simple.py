@@ -19,12 +19,13 @@ from zoo.compat.blocks import MHA, Block, GatedMLP, add_norm
 from zoo.compat.generation import GenerationMixin
 from zoo.compat.hf import load_config_hf, load_state_dict_hf
 from zoo.compat.layer_norm import RMSNorm
+from zoo.compat.mamba3 import Mamba3
 from zoo.compat.mixers import Device, Mamba, Mamba2
 from zoo.errors import check_choice
 
 __all__ = ["MambaConfig", "MambaLMHeadModel", "MixerModel", "create_block"]
 
-LAYERS = {"Mamba1": Mamba, "Mamba2": Mamba2}
+LAYERS = {"Mamba1": Mamba, "Mamba2": Mamba2, "Mamba3": Mamba3}
 
 CausalLMOutput = namedtuple("CausalLMOutput", ["logits"])
 

@@ -8,6 +8,7 @@ _KERNELS = "zoo.compat.kernels"
 _MIXERS = "zoo.compat.mixers"
 _BLOCKS = "zoo.compat.blocks"
 _LM = "zoo.compat.mixer_seq_simple"
+_MAMBA3 = "zoo.compat.mamba3"
 _CHUNKS = "zoo.compat.ssd_chunks"
 
 #: Module of ours (after a colon, an object in it), and what of it: all public names if empty.
@@ -21,6 +22,7 @@ MODULES: dict[str, tuple[Source, ...]] = {
     "mamba_ssm": (
         (_SCAN, ("selective_scan_fn", "mamba_inner_fn")),
         (_MIXERS, ("Mamba", "Mamba2")),
+        (_MAMBA3, ("Mamba3",)),
         (_LM, ("MambaLMHeadModel",)),
     ),
     "mamba_ssm.models": (),
@@ -28,12 +30,14 @@ MODULES: dict[str, tuple[Source, ...]] = {
     "mamba_ssm.models.mixer_seq_simple": (
         (_LM, ("MambaConfig", "MambaLMHeadModel", "MixerModel", "create_block")),
         (_MIXERS, ("Mamba", "Mamba2")),
+        (_MAMBA3, ("Mamba3",)),
         (_BLOCKS, ("Block", "GatedMLP", "MHA")),
     ),
     "mamba_ssm.modules": (),
     "mamba_ssm.modules.block": ((_BLOCKS, ("Block",)),),
     "mamba_ssm.modules.mamba2": ((_MIXERS, ("Mamba2",)),),
     "mamba_ssm.modules.mamba2_simple": ((_MIXERS, ("Mamba2Simple",)),),
+    "mamba_ssm.modules.mamba3": ((_MAMBA3, ("Mamba3",)),),
     # In mamba_ssm 1 the block stood here too, without an MLP.
     "mamba_ssm.modules.mamba_simple": (
         (_MIXERS, ("Mamba",)),
@@ -54,6 +58,9 @@ MODULES: dict[str, tuple[Source, ...]] = {
             ("LayerNorm", "RMSNorm", "layernorm_fn", "rmsnorm_fn", "rms_norm_ref"),
         ),
     ),
+    "mamba_ssm.ops.triton.mamba3": (),
+    "mamba_ssm.ops.triton.mamba3.mamba3_siso_combined": ((_MAMBA3, ("mamba3_siso_combined",)),),
+    "mamba_ssm.ops.triton.mamba3.mamba3_siso_step": ((_MAMBA3, ("mamba3_siso_step",)),),
     "mamba_ssm.ops.triton.selective_state_update": (("zoo.compat.selective_state_update", ()),),
     "mamba_ssm.ops.triton.ssd_chunk_scan": ((_CHUNKS, ("chunk_scan", "chunk_scan_ref")),),
     "mamba_ssm.ops.triton.ssd_chunk_state": (
