@@ -38,13 +38,14 @@ def gaps_before(steps: Tensor) -> Tensor:
     return F.pad(steps.diff(dim=-1) - 1, (1, 0))
 
 
-def step_sizes(delta: Tensor, delta_bias: Tensor) -> Tensor:
-    """softplus(delta + delta_bias) for [B, D, L] and [D], at least float32.
+def step_sizes(delta: Tensor, delta_bias: Tensor | None) -> Tensor:
+    """softplus(delta + delta_bias) for [B, D, L] and [D] or None, at least float32.
 
     It is a scan that forgets at once, y_t = step_t: on a CPU several times as fast as PyTorch's
     softplus, which takes longer than a scan with 16 states.
     """
-    delta, bias = at_least_fp32(delta), at_least_fp32(delta_bias)
+    delta = at_least_fp32(delta)
+    bias = None if delta_bias is None else at_least_fp32(delta_bias)
     ones = delta.new_ones(delta.shape[1], 1)
     forget = torch.full_like(ones, -1e20)  # far from where its gradient, 0, is infinity times 0
     steps: Tensor = selective_scan(  # type: ignore[assignment]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from zoo.errors import ZooError
 from zoo.layers.cache import RecurrentState
+from zoo.layers.plain import is_plain, linear_of_half, split_bias
 from zoo.layers.precision import at_least_fp32
 from zoo.layers.short_conv import make_short_conv, short_conv
 from zoo.layers.ssm_init import dt_bias, dt_weight, s4d_real_log
@@ -123,30 +124,27 @@ class Mamba(nn.Module):
             )
         x, z = self.in_proj(x).chunk(2, dim=-1)  # [B, L, d]
         u = short_conv(x, self.conv1d, seq_idx=seq_idx, state=state)
-        dt, B, C = self._project(u, self.x_proj, self.dt_proj)
+        dt, bias, B, C = self._project(u, self.x_proj, self.dt_proj)
         if state is not None and x.shape[1] == 1 and not torch.is_grad_enabled():
-            y = self._step(u, dt, B, C, z, state)
+            y = self._step(u, dt, bias, B, C, z, state)
         else:
             y, last = self._scan(
-                u, dt, self.A_log, B, C, self.D, z, self.dt_proj.bias, seq_idx,
+                u, dt, self.A_log, B, C, self.D, z, bias, seq_idx,
                 initial_state=None if state is None else state.ssm,
             )  # fmt: skip
             if state is not None:
                 state.ssm = last
-        scale = None
         if self.bimamba_type == "v1":
-            backward = (u, dt, self.A_b_log, B, C, self.D, z, self.dt_proj.bias, seq_idx)
+            backward = (u, dt, self.A_b_log, B, C, self.D, z, bias, seq_idx)
             y = y + self._scan(*backward, reverse=True)[0]
         elif self.bimamba_type == "v2":
             u = self._conv_ahead(x, seq_idx)
-            dt, B, C = self._project(u, self.x_proj_b, self.dt_proj_b)
-            backward = (u, dt, self.A_b_log, B, C, self.D_b, z, self.dt_proj_b.bias, seq_idx)
+            dt, bias, B, C = self._project(u, self.x_proj_b, self.dt_proj_b)
+            backward = (u, dt, self.A_b_log, B, C, self.D_b, z, bias, seq_idx)
             y = y + self._scan(*backward, reverse=True)[0]
-            scale = 0.5 if self.if_divide_out else None
 
-        # Halving the small weight is exact and spares a pass over y.
-        weight = self.out_proj.weight if scale is None else self.out_proj.weight * scale
-        out = F.linear(y, weight, self.out_proj.bias)
+        halve = self.bimamba_type == "v2" and self.if_divide_out
+        out = linear_of_half(self.out_proj, y) if halve else self.out_proj(y)
         return out if self.gamma is None else out * self.gamma
 
     def allocate_state(self, batch_size: int) -> RecurrentState:
@@ -162,8 +160,9 @@ class Mamba(nn.Module):
 
     def _conv_ahead(self, x: Tensor, seq_idx: Tensor | None) -> Tensor:
         """Convolution of the backward branch: over a token and those after it."""
-        if seq_idx is not None:
-            return short_conv(x.flip(1), self.conv1d_b, seq_idx=seq_idx.flip(1)).flip(1)
+        if seq_idx is not None or not is_plain(self.conv1d_b):
+            flipped = None if seq_idx is None else seq_idx.flip(1)
+            return short_conv(x.flip(1), self.conv1d_b, seq_idx=flipped).flip(1)
         # the same without turning x round twice
         weight = self.conv1d_b.weight.squeeze(1).flip(1)
         reach = weight.shape[1] - 1
@@ -175,33 +174,33 @@ class Mamba(nn.Module):
 
     def _project(
         self, u: Tensor, x_proj: nn.Linear, dt_proj: nn.Linear
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Step sizes [B, L, d] (their bias is left to the scan), B and C [B, L, N]."""
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """Step sizes [B, L, d] and a bias that is left to the scan, B and C [B, L, N]."""
         dt, B, C = x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        return F.linear(dt, dt_proj.weight), B, C
+        return *split_bias(dt_proj, dt), B, C
 
     def _step(
-        self, u: Tensor, dt: Tensor, B: Tensor, C: Tensor, z: Tensor, state: RecurrentState
-    ) -> Tensor:
+        self, u: Tensor, dt: Tensor, bias: Tensor | None, B: Tensor, C: Tensor, z: Tensor,
+        state: RecurrentState,
+    ) -> Tensor:  # fmt: skip
         """One token; ``state.ssm`` is overwritten in place."""
         u, dt, B, C, z = (t[:, 0] for t in (u, dt, B, C, z))
         A = -at_least_fp32(self.A_log).exp()
-        y = selective_state_update(
-            state.ssm, u, dt, A, B, C, self.D, z, self.dt_proj.bias, dt_softplus=True
-        )
+        y = selective_state_update(state.ssm, u, dt, A, B, C, self.D, z, bias, dt_softplus=True)
         return y[:, None]
 
     @staticmethod
     def _scan(
         u: Tensor, dt: Tensor, A_log: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor,
-        bias: Tensor, seq_idx: Tensor | None, initial_state: Tensor | None = None,
+        bias: Tensor | None, seq_idx: Tensor | None, initial_state: Tensor | None = None,
         reverse: bool = False,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Output [B, L, d], and the state after the last step."""
         u, dt, B, C, z = (t.transpose(1, 2) for t in (u, dt, B, C, z))
+        bias = None if bias is None else at_least_fp32(bias)
         y, last = selective_scan(
             u, dt, -at_least_fp32(A_log).exp(), B, C, at_least_fp32(D), z,
-            delta_bias=at_least_fp32(bias), delta_softplus=True, return_last_state=True,
+            delta_bias=bias, delta_softplus=True, return_last_state=True,
             initial_state=initial_state, reset=_borders(seq_idx, reverse), reverse=reverse,
         )  # fmt: skip
         return y.transpose(1, 2), last

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.layers.cache import KeyValues, RecurrentState
+from zoo.layers.plain import is_plain
 from zoo.ops import causal_conv1d, causal_conv1d_update
 
 
@@ -31,10 +33,17 @@ def short_conv(
         seq_idx: int32 ``[B, L]``, see :func:`zoo.ops.causal_conv1d`; not together with ``state``.
         state: its ``conv`` holds the inputs before x and takes in those of x.
     """
-    weight = conv.weight.squeeze(1)
     rows = x.transpose(1, 2)  # [B, D, L]
+    if not is_plain(conv):
+        if state is not None:
+            tail = state.conv.to(x.dtype)  # type: ignore[union-attr]
+            rows = torch.cat([tail, rows], dim=2)
+            state.conv = rows[:, :, -tail.shape[2] :]
+        y = _called(rows, conv, seq_idx)[..., -x.shape[1] :]
+        return (F.silu(y) if activation == "silu" else y).transpose(1, 2)
+    weight = conv.weight.squeeze(1)
     if state is None:
-        y: Tensor = causal_conv1d(  # type: ignore[assignment]
+        y = causal_conv1d(  # type: ignore[assignment]
             rows, weight, conv.bias, seq_idx, activation=activation
         )
         return y.transpose(1, 2)
@@ -47,3 +56,15 @@ def short_conv(
         rows, weight, conv.bias, initial_states=tail[:, :, 1:], activation=activation
     )
     return y.transpose(1, 2)
+
+
+def _called(rows: Tensor, conv: nn.Module, seq_idx: Tensor | None) -> Tensor:
+    """``conv`` of [B, D, L] by calling it, which pads both ends; no sequence sees another."""
+    length = rows.shape[-1]
+    if seq_idx is None:
+        return conv(rows)[..., :length]
+    y = torch.zeros_like(rows)
+    for sequence in seq_idx[seq_idx >= 0].unique():
+        inside = (seq_idx == sequence)[:, None]
+        y = torch.where(inside, conv(rows * inside)[..., :length], y)
+    return y

@@ -22,6 +22,7 @@ from torch.nn.functional import conv2d, interpolate, max_pool2d, softplus
 from torch.utils.checkpoint import checkpoint
 
 from zoo.errors import ZooError, check_choice
+from zoo.layers.plain import is_plain
 from zoo.layers.sizes import check_multiple
 from zoo.layers.unet import BilinearUp, UNet
 from zoo.models.registry import register_model
@@ -253,10 +254,12 @@ class ConvLSTM(nn.Module):
     def forward(self, x: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
         """Input and cell -> hidden state and cell."""
         gates = (self.i, self.f, self.o, self.g)
-        # four convolutions of one input are faster as one
-        weight = torch.cat([conv.weight for conv in gates])
-        bias = torch.cat([conv.bias for conv in gates])
-        i, f, o, g = conv2d(x, weight, bias, padding=1).chunk(4, 1)
+        if is_plain(*gates):  # four convolutions of one input are faster as one
+            weight = torch.cat([conv.weight for conv in gates])
+            bias = torch.cat([conv.bias for conv in gates])
+            i, f, o, g = conv2d(x, weight, bias, padding=1).chunk(4, 1)
+        else:
+            i, f, o, g = (conv(x) for conv in gates)
         cell = self.gate(f) * cell + self.gate(i) * g.tanh()
         return self.gate(o) * cell.tanh(), cell
 

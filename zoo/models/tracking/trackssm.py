@@ -29,6 +29,7 @@ from zoo.errors import ZooError
 from zoo.layers.mamba import Mamba
 from zoo.layers.mamba_block import MambaBlock
 from zoo.layers.norms import add_norm
+from zoo.layers.plain import split_bias
 from zoo.layers.precision import at_least_fp32
 from zoo.layers.ssm_init import s4d_real_log
 from zoo.models.registry import register_model
@@ -154,7 +155,8 @@ class MambaEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode every time step from those before it."""
-        x, residual = x @ self.embedding.weight, None
+        table = self.embedding(torch.arange(x.shape[-1], device=x.device))
+        x, residual = x @ table, None
         for layer in self.layers:
             x, residual = layer(x, residual)
         return add_norm(x, residual, self.norm_f)[0]
@@ -216,10 +218,10 @@ class FlowSSM(nn.Module):
         """Box [B, 4], flow [B, C], state [B, C, N] (None: zero) -> the next box and state."""
         u, z = self.in_proj(sine_embedding(box, self.d_model // 4)).chunk(2, dim=-1)  # [B, C]
         dt, B, C = self.x_proj(flow).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        dt = F.linear(dt, self.dt_proj.weight)
+        dt, bias = split_bias(self.dt_proj, dt)
         u, dt, B, C, z = (t.unsqueeze(-1) for t in (F.silu(u), dt, B, C, z))  # a single time step
         y, state = selective_scan(
-            u, dt, -self.A_log.exp(), B, C, self.D, z, delta_bias=self.dt_proj.bias,
+            u, dt, -self.A_log.exp(), B, C, self.D, z, delta_bias=bias,
             delta_softplus=True, return_last_state=True, initial_state=state,
         )  # fmt: skip
         y = y.squeeze(-1)

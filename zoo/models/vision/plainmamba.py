@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from zoo.errors import ZooError
 from zoo.layers.kept_tokens import gap_scan, step_sizes
+from zoo.layers.plain import at_zero, split_bias
 from zoo.layers.precision import at_least_fp32
 from zoo.layers.scan_orders import ScanOrder, permute, snake
 from zoo.layers.ss2d import depthwise_conv
@@ -283,10 +284,12 @@ class PlainMamba2D(nn.Module):
     def scans(self, x: Tensor, order: ScanOrder) -> list[Tensor]:
         """Four scans of the tokens [B, L, d]; their outputs are back in the tokens' own order."""
         dt, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        dt = F.linear(dt, self.dt_proj.weight)  # [B, L, d]
+        once = at_least_fp32(at_zero(self.dt_proj, dt))
+        rest = 2 * once if self.strict_official else once  # what a zero token gives
+        dt, bias = split_bias(self.dt_proj, dt)  # [B, L, d]
+        bias = rest - once if bias is None else rest
         A = -at_least_fp32(self.A_log).exp()
         D = at_least_fp32(self.D)
-        bias = at_least_fp32(self.dt_proj.bias) * (2 if self.strict_official else 1)
         moves = self.direction_Bs.to(B.dtype)[order.moves]  # [4, L, N]
 
         ys = []
@@ -302,7 +305,7 @@ class PlainMamba2D(nn.Module):
                     u_k, dt_k, A, B_k, C_k, D, delta_bias=bias, delta_softplus=True
                 )
             else:
-                y_k = gap_scan(u_k, dt_k, A, B_k, C_k, D, F.softplus(bias), order.gaps[k])
+                y_k = gap_scan(u_k, dt_k, A, B_k, C_k, D, F.softplus(rest), order.gaps[k])
             ys.append(permute(y_k.transpose(1, 2), inverse, index))  # [B, L, d]
         return ys
 

@@ -27,14 +27,16 @@ from zoo.errors import ZooError
 from zoo.layers.kept_tokens import gap_scan, gaps_before, put, spread, step_sizes, take
 from zoo.layers.mamba import Mamba
 from zoo.layers.norms import add_norm
+from zoo.layers.plain import at_zero, linear_of_half, split_bias
 from zoo.layers.precision import at_least_fp32
 from zoo.layers.scan_orders import ScanOrder, only_kept, snake
+from zoo.layers.short_conv import short_conv
 from zoo.models.registry import model_info
 from zoo.models.vision import plainmamba, vim
 from zoo.models.vision._backbone import register_backbone
 from zoo.models.vision.plainmamba import PlainMamba, PlainMambaLayer
 from zoo.models.vision.vim import Block, Vim
-from zoo.ops import causal_conv1d, selective_scan
+from zoo.ops import selective_scan
 
 GAPS = ("decay", "hold", "close", "mask")
 #: Mean scan output of the directions [B, n, d] -> score of each token [B, n].
@@ -265,26 +267,25 @@ def mix_both_ways(
         backward = suffix == "_b"
         u = x if seat is None else spread(x, seat, length)
         u = u.flip(1) if seat is None and backward else u
-        u = causal_conv1d(  # type: ignore[assignment]
-            u.transpose(1, 2), conv.weight.squeeze(1), conv.bias, activation="silu"
-        ).transpose(1, 2)  # type: ignore[union-attr]
+        u = short_conv(u, conv)
         u = u.flip(1) if seat is None and backward else u
         u = u if seat is None else take(u, seat)
         dt, B, C = x_proj(u).split([mixer.dt_rank, mixer.d_state, mixer.d_state], dim=-1)
-        dt = F.linear(dt, dt_proj.weight)  # [B, n, d]
+        rest = at_least_fp32(at_zero(dt_proj, dt))
+        dt, bias = split_bias(dt_proj, dt)  # [B, n, d]
         A = -at_least_fp32(mixer.A_b_log if backward else mixer.A_log).exp()
         u, dt, B, C = (t.transpose(1, 2) for t in (u, dt, B, C))
-        D, bias = at_least_fp32(D), at_least_fp32(dt_proj.bias)
+        D, bias = at_least_fp32(D), None if bias is None else at_least_fp32(bias)
         if gap is None:
             y: Tensor = selective_scan(  # type: ignore[assignment]
                 u, dt, A, B, C, D, delta_bias=bias, delta_softplus=True, reverse=backward
             )
         else:
             steps = step_sizes(dt, bias)
-            y = gap_scan(u, steps, A, B, C, D, F.softplus(bias), gap, reverse=backward)
+            y = gap_scan(u, steps, A, B, C, D, F.softplus(rest), gap, reverse=backward)
         ys.append(y.transpose(1, 2))
-    weight = mixer.out_proj.weight / 2 if mixer.if_divide_out else mixer.out_proj.weight
-    out = F.linear(reduce(add, ys) * F.silu(z), weight, mixer.out_proj.bias)
+    y = reduce(add, ys) * F.silu(z)
+    out = linear_of_half(mixer.out_proj, y) if mixer.if_divide_out else mixer.out_proj(y)
     return out if mixer.gamma is None else out * mixer.gamma, ys, z
 
 
