@@ -59,7 +59,7 @@ def error_of(capsys, code: int) -> str:
         ("num_classes: 10", "num_classes: 7", "num_classes is 7, but the data have 10 classes"),
         ("stem_width", "stem_wdth", "model_args: ResNet.__init__() got an unexpected keyword"),
         ("resnet10t", "vmamba_tyni", "there is no model 'vmamba_tyni': did you mean"),
-        ("batch_size: 128", "batch_size: 5000", "batch_size is 5000, but there are only 1257"),
+        ("batch_size: 128", "batch_size: 0", "batch_size is 0, expected 1 or more"),
         ("batch_size: 128", "batch_size: [", "tiny.yaml, line 6: not valid YAML"),
     ],
 )

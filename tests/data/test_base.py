@@ -1,4 +1,5 @@
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -136,6 +137,32 @@ def test_too_few_to_share():
     assert shares(2, test=0) == {"train": [0], "val": [1], "test": []}
 
 
+def test_a_batch_is_no_larger_than_the_data(caplog):
+    data = Numbers(batch_size=1024)
+    data.setup("fit")
+    assert data.batch_size == 20 and data.eval_batch_size == 1024
+    assert "batch_size is 1024, but there are only 20 training samples" in caplog.text
+    assert [len(batch) for batch in data.train_dataloader()] == [20]
+    data.setup("fit")
+    assert len(caplog.records) == 1
+    enough = Numbers(batch_size=20)
+    enough.setup("fit")
+    assert enough.batch_size == 20 and len(caplog.records) == 1
+
+
+@pytest.mark.parametrize(("processes", "wanted"), [(1, 20), (3, 18), (8, 16), (11, 11), (20, 20)])
+def test_processes_share_what_there_is(processes, wanted):
+    data = Numbers(batch_size=1024)
+    data.trainer = SimpleNamespace(global_rank=min(1, processes - 1), world_size=processes)
+    data.setup("fit")
+    assert data.batch_size == wanted
+    assert [len(b) for b in data.train_dataloader()] == [wanted // processes]
+    data = Numbers(batch_size=1024)
+    data.trainer = SimpleNamespace(global_rank=0, world_size=21)
+    with pytest.raises(ZooError, match="20 training samples are too few for 21 processes"):
+        data.setup("fit")
+
+
 def test_wrong_sizes():
     with pytest.raises(ZooError, match="batch_size is 0"):
         Numbers(batch_size=0)
@@ -143,6 +170,4 @@ def test_wrong_sizes():
         Numbers(num_workers=-1)
     with pytest.raises(ZooError, match="eval_batch_size is -1, expected 1 or more"):
         Numbers(eval_batch_size=-1)
-    with pytest.raises(ZooError, match="only 20 training samples"):
-        Numbers(batch_size=21).setup("fit")
     assert SampleKey(1, 2) == (1, 2, 0)

@@ -7,6 +7,7 @@ processes, nor a stop and a resumption in the middle of an epoch changes which s
 
 from __future__ import annotations
 
+import logging
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -19,6 +20,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from zoo.errors import ZooError
+
+log = logging.getLogger("zoo")
 
 
 class SampleKey(NamedTuple):
@@ -133,7 +136,7 @@ class DataModule(pl.LightningDataModule, ABC):
 
     Args:
         batch_size: samples of one step, all processes together, so that a run on more devices takes
-            the same steps.
+            the same steps; all training samples where there are fewer.
         eval_batch_size: samples of a batch in evaluation, per process; the batch size by default.
         num_workers: processes that prepare samples, per training process; 0 prepares in place.
         repeats: repeated augmentation (Hoffer et al. 2020), see :class:`EpochSampler`.
@@ -184,14 +187,25 @@ class DataModule(pl.LightningDataModule, ABC):
         return self._sources[split]
 
     def setup(self, stage: str) -> None:
-        """Load what ``stage`` (fit, validate, test) needs, and check the batch size."""
+        """Load what ``stage`` (fit, validate, test) needs; a batch is no larger than the data."""
         for split in {"fit": ("train", "val"), "validate": ("val",)}.get(stage, ("test",)):
             size = len(self.source(split))
             if split == "train" and size < self.batch_size:
-                raise ZooError(
-                    f"data.init_args.batch_size is {self.batch_size}, but there are only {size} "
-                    "training samples: choose a smaller one"
-                )
+                self._shrink_batch(size)
+
+    def _shrink_batch(self, size: int) -> None:
+        """Let a step take all samples, or as many as make the same even number on each process."""
+        world_size = self._world()[1]
+        if size < world_size:
+            raise ZooError(f"{size} training samples are too few for {world_size} processes")
+        even = size // (2 * world_size) * 2 * world_size  # mixup pairs the samples of a process
+        fitting = even or world_size
+        log.warning(
+            "data.init_args.batch_size is %d, but there are only %d training samples: a step takes "
+            "%d of them",
+            *(self.batch_size, size, fitting),
+        )
+        self.batch_size = fitting
 
     def start_at(self, epoch: int, batches: int) -> None:
         """Let training go on in the middle of an epoch; to be called before its loader is made."""

@@ -88,12 +88,63 @@ def test_image_folder_with_a_test_split_and_plain_names(folders):
     assert data.source("test")[0][1] == 1
 
 
+def pictures_of(data, split):
+    return [str(path.relative_to(data.root)) for path, _ in data.source(split).files]
+
+
+def test_splits_of_other_names_and_none(folders, caplog):
+    (folders / "val").rename(folders / "valid")
+    whole = ImageFolder(root=str(folders), batch_size=2)
+    assert len(whole.source("val")) == len(whole.source("test")) == 4 and not caplog.text
+    for label, name in enumerate(("n01440764", "n01443537")):
+        for number in range(3, 25):
+            picture = Image.new("RGB", (9, 9), (255 * label, number, 0))
+            picture.save(folders / "train" / name / f"{number}.JPEG")
+        for path in (folders / "valid" / name).iterdir():
+            path.unlink()
+        (folders / "valid" / name).rmdir()
+    (folders / "valid").rmdir()
+    parts = []
+    for order in (("train", "val", "test"), ("test", "val", "train")):
+        data = ImageFolder(root=str(folders), batch_size=2)
+        parts.append({split: pictures_of(data, split) for split in order})
+        assert caplog.text.count("has no folder val: a tenth of each class") == len(parts)
+    assert parts[0] == parts[1] and parts[0]["val"] == parts[0]["test"]
+    train, val = parts[0]["train"], parts[0]["val"]
+    assert (len(train), len(val)) == (46, 4) and not set(train) & set(val)
+    assert [sum("n01443537" in name for name in part) for part in (train, val)] == [23, 2]
+
+
+def test_a_folder_per_class_alone(tmp_path, caplog):
+    """Every class is in every split; it is the same pictures each time, 2 before 10."""
+    for name, count in (("a", 30), ("b", 12), ("c", 3), ("d", 2), ("e", 1)):
+        (tmp_path / name).mkdir()
+        for number in range(count):
+            Image.new("RGB", (9, 9)).save(tmp_path / name / f"{number}.png")
+    data = ImageFolder(root=str(tmp_path), batch_size=1000)
+    data.setup("fit")
+    data.setup("test")
+    assert data.class_names == list("abcde")
+    files = {split: pictures_of(data, split) for split in ("train", "val", "test")}
+    assert sorted(name for part in files.values() for name in part) == sorted(
+        str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*.png")
+    )
+    counts = {s: [sum(n[0] == c for n in files[s]) for c in "abcde"] for s in files}
+    assert counts == {"train": [24, 10, 1, 1, 1], "val": [3, 1, 1, 1, 0], "test": [3, 1, 1, 0, 0]}
+    again = ImageFolder(root=str(tmp_path), batch_size=2)
+    assert {split: pictures_of(again, split) for split in ("test", "train", "val")} == files
+    assert (
+        "has no folder train: a tenth of each class is kept for validation, another" in caplog.text
+        and data.batch_size == 36
+    )
+
+
 @pytest.mark.parametrize(
     "damage, expected",
     [
         (
-            lambda f: (f / "val").rename(f / "valid"),
-            "val is missing, expected a folder with train/",
+            lambda f: (f / "train").rename(f / "training"),
+            "train is missing, expected a folder with train/",
         ),
         (lambda f: (f / "train" / "empty").mkdir(), "train/empty holds no pictures"),
         (lambda f: (f / "val" / "new").mkdir(), "val/new: a class that"),

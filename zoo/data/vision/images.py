@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -15,10 +16,12 @@ from timm.data.auto_augment import posterize
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from zoo.arguments import blaming
-from zoo.data.base import DataModule, Source, at_least
+from zoo.data.base import DataModule, Source, at_least, shares
 from zoo.data.formats.pictures import list_pictures, read_picture, to_rgb
 from zoo.data.hub import open_dataset, rows_of_split
 from zoo.errors import ZooError
+
+log = logging.getLogger("zoo")
 
 
 @dataclass
@@ -152,13 +155,24 @@ class _Files:
 class ImageFolder(ImageDataModule):
     """A folder per class, ImageNet's layout: ``train/<class>/*.JPEG``, ``val/<class>/*.JPEG``.
 
+    Without ``val``, a tenth of the training pictures of each class is kept for validation; without
+    ``test`` the validation pictures are the test, as ImageNet is reported. Folders of classes that
+    stand in ``root`` itself are shared out 8:1:1. It is the same pictures each time.
+
     Args:
-        root: folder that holds ``train`` and ``val``, and perhaps ``test``; without it the
-            validation pictures are the test, as ImageNet is reported.
+        root: folder that holds ``train``, and perhaps ``val`` (or ``valid``, ``validation``) and
+            ``test``; or the folders of the classes.
         kwargs: see :class:`ImageDataModule`.
     """
 
-    _LAYOUT = "expected a folder with train/<class>/*.JPEG and val/<class>/*.JPEG"
+    _LAYOUT = (
+        "expected a folder with train/<class>/*.JPEG and val/<class>/*.JPEG, or <class>/*.JPEG"
+    )
+    _NAMES: ClassVar = {
+        "train": ("train",),
+        "val": ("val", "valid", "validation"),
+        "test": ("test",),
+    }
 
     def __init__(self, root: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -171,29 +185,63 @@ class ImageFolder(ImageDataModule):
                 f"data.init_args.root: {self.root} is not a folder, {self._LAYOUT}; "
                 "set it with --data.init_args.root FOLDER"
             )
-        if split == "test" and not (self.root / "test").is_dir():
+        folders = {name: self._split_folder(name) for name in self._NAMES}
+        if any(folders.values()) and folders["train"] is None:
+            raise ZooError(f"{self.root / 'train'} is missing, {self._LAYOUT}")
+        if folders["train"] is not None and split == "test" and folders["test"] is None:
             return self.source("val")
-        folder = self.root / split
-        names = self._class_folders(folder)
-        if split != "train" and (self.root / "train").is_dir():
-            known = self._class_folders(self.root / "train")
-            if unknown := sorted(set(names) - set(known)):
-                raise ZooError(f"{folder / unknown[0]}: a class that {self.root / 'train'} lacks")
-            names = known
+        training = folders["train"] or self.root
+        names = self._class_folders(training)
         self.class_names = _readable(names)
+        whole = folders["val"] if split == "train" else folders[split]
+        if whole is None:
+            return self._share(split, training, names)
+        folder = folders[split] or training
+        if unknown := sorted(set(self._class_folders(folder)) - set(names)):
+            raise ZooError(f"{folder / unknown[0]}: a class that {training} lacks")
+        return _Files(
+            [
+                (path, label)
+                for label, name in enumerate(names)
+                if (folder / name).is_dir()
+                for path in list_pictures(folder / name)
+            ]
+        )
+
+    def _share(self, split: str, folder: Path, names: Sequence[str]) -> Source:
+        """The part of a split of each class in a folder that several splits share."""
+        alone = folder == self.root
+        if not self._sources:  # of the first split that is loaded
+            log.warning(
+                "%s has no folder %s: a tenth of each class is kept for validation%s",
+                *(self.root, *(("train", ", another for the test") if alone else ("val", ""))),
+            )
         files = []
         for label, name in enumerate(names):
-            if (folder / name).is_dir():
-                files += [(path, label) for path in list_pictures(folder / name)]
+            found = list_pictures(folder / name)
+            parts = _parts(len(found), val=0.1, test=0.1 if alone else 0.0)
+            files += [(found[i], label) for i in parts[split]]
         return _Files(files)
 
+    def _split_folder(self, split: str) -> Path | None:
+        places = [self.root / name for name in self._NAMES[split]]
+        return next((place for place in places if place.is_dir()), None)
+
     def _class_folders(self, folder: Path) -> list[str]:
-        if not folder.is_dir():
-            raise ZooError(f"{folder} is missing, {self._LAYOUT}")
         names = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
         if not names:
             raise ZooError(f"{folder} holds no folders, {self._LAYOUT}")
         return names
+
+
+def _parts(count: int, val: float, test: float) -> dict[str, list[int]]:
+    """:func:`zoo.data.base.shares`; where there are too few, training comes first, then
+    validation."""
+    try:
+        return shares(count, val, test)
+    except ZooError:
+        indices = list(range(count))
+        return {"train": indices[:1], "val": indices[1:2], "test": indices[2:]}
 
 
 class HuggingFaceImages(ImageDataModule):
