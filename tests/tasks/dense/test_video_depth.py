@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.tasks.test_super_resolution import train
+from tests.tasks.dense.test_super_resolution import train
 
 from zoo.data.dense.videos import PredNetKITTI, VirtualKITTI
 from zoo.data.formats.maps import SmallSample
