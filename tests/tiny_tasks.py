@@ -188,9 +188,11 @@ TINY: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "SeriesForecasting": (
         "vision/mambamixer/small_tsm2",
-        ("--data.init_args.sample={hours: 600}",
+        (
+            "--data.init_args.sample={hours: 600}",
             "--model.init_args.model_args={variates: 7, seq_len: 96, pred_len: 16, d_model: 8, d_state: 2}",
-            "--data.init_args.batch_size=128"),
+            "--data.init_args.batch_size=128",
+        ),
     ),
     "Tracking": (
         "tracking/trackssm/small",
