@@ -69,7 +69,8 @@ TINY: dict[str, tuple[str, tuple[str, ...]]] = {
             "--data.init_args.sample={train: 8, val: 0, test: 6, size: 64}",
             "--data.init_args.batch_size=4",
             "--data.init_args.eval_batch_size=2",
-            "--model.init_args.model_args.backbone_args={dims: 8, depths: [1, 1, 1, 1], drop_path_rate: 0.0}",
+            "--model.init_args.model_args.backbone_args={dims: 8, depths: [1, 1, 1, 1], "
+            "drop_path_rate: 0.0}",
             "--model.init_args.model_args.channels=16",
             "--model.init_args.model_args.head_channels=16",
             "--model.init_args.model_args.proposals=20",
@@ -190,14 +191,16 @@ TINY: dict[str, tuple[str, tuple[str, ...]]] = {
         "vision/mambamixer/small_tsm2",
         (
             "--data.init_args.sample={hours: 600}",
-            "--model.init_args.model_args={variates: 7, seq_len: 96, pred_len: 16, d_model: 8, d_state: 2}",
+            "--model.init_args.model_args={variates: 7, seq_len: 96, pred_len: 16, d_model: 8, "
+            "d_state: 2}",
             "--data.init_args.batch_size=128",
         ),
     ),
     "Tracking": (
         "tracking/trackssm/small",
         (
-            "--data.init_args.sample={train: 2, val: 2, test: 2, frames: 24, objects: 3, motions: [circle, sway]}",
+            "--data.init_args.sample={train: 2, val: 2, test: 2, frames: 24, objects: 3, "
+            "motions: [circle, sway]}",
             "--data.init_args.batch_size=64",
             "--model.init_args.model_args={encoder: {d_model: 16, n_layer: 1}, "
             "decoder: {d_model: 16}}",

@@ -32,7 +32,7 @@ class DenseTask(ModelTask):
     Args:
         encoder: without ``pretrained``: weights that ``model.encoder`` starts from, such as
             ImageNet's.
-        kwargs: see :class:`ModelTask`.
+        args, kwargs: see :class:`ModelTask`.
     """
 
     data_type = MapDataModule
@@ -41,9 +41,9 @@ class DenseTask(ModelTask):
     #: A user's picture with a greater side is processed in overlapping tiles of this side.
     tile: ClassVar[int] = 2048
 
-    def __init__(self, model: str, encoder: str | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, encoder: str | None = None, **kwargs: Any) -> None:
         self.encoder = encoder
-        super().__init__(model, **kwargs)
+        super().__init__(*args, **kwargs)
 
     @override
     def configure_models(self) -> None:

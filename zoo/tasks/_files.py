@@ -113,7 +113,11 @@ class FilePrediction(pl.LightningModule, ABC):
         ]
         errors = [row["error"] for row in rows if "error" in row]
         if errors and len(errors) == len(rows):
-            first = errors[0] if len(rows) == 1 else f"all {len(rows)} inputs failed: {errors[0]}"
+            first = (
+                errors[0]
+                if len(rows) == 1
+                else f"all {len(rows)} inputs failed, the first: {errors[0]}"
+            )
             raise ZooError(first)
         return rows
 

@@ -18,10 +18,10 @@ _checkpoint_follows = ContextVar("checkpoint_follows", default=False)
 
 
 @contextmanager
-def checkpoint_follows() -> Iterator[None]:
+def checkpoint_follows(yes: bool = True) -> Iterator[None]:
     """Tasks that are built inside get all their weights from a checkpoint: the files that they
     started from are not looked at, and may be gone."""
-    token = _checkpoint_follows.set(True)
+    token = _checkpoint_follows.set(yes)
     try:
         yield
     finally:

@@ -121,20 +121,23 @@ class Task(FilePrediction):
         Raises:
             ZooError: they do not.
         """
-        if not isinstance(data, self.data_type):
+        has_classes = self.num_classes is None or hasattr(data, "class_names")
+        if not isinstance(data, self.data_type) or not has_classes:
+            raise ZooError(self._lacking(data))
+        if self.num_classes is not None and len(data.class_names) != self.num_classes:
             raise ZooError(
-                f"data.class_path: {type(data).__name__} has no {self.data_has}, expected a class "
-                f"such as {self.data_example}"
+                f"model.init_args.num_classes is {self.num_classes}, but the data have "
+                f"{len(data.class_names)} classes: set it to {len(data.class_names)}"
             )
         sample = data.first_sample() if self.sample_keys else None
-        missing = [] if sample is None else [key for key in self.sample_keys if key not in sample]
-        if missing:
-            raise ZooError(
-                f"data.class_path: {type(data).__name__} has no {self.data_has} (a sample lacks "
-                f"{', '.join(missing)}), expected a class such as {self.data_example}"
-            )
-        if self.num_classes is not None:
-            check_num_classes(self.num_classes, data)
+        if sample is not None and not set(self.sample_keys) <= set(sample):
+            raise ZooError(self._lacking(data))
+
+    def _lacking(self, data: DataModule) -> str:
+        return (
+            f"data.class_path: {type(data).__name__} has no {self.data_has}, expected a class such "
+            f"as {self.data_example}"
+        )
 
     def use_data(self, data: DataModule) -> None:
         """Take what the data decide, such as the names of the classes; they were checked."""
@@ -373,22 +376,6 @@ class ModelTask(Task):
         with blaming(MODEL):
             self.model = zoo.create_model(self.model_name, **self.model_args)
         self.load_start(self.model, self.pretrained)
-
-
-def check_num_classes(num_classes: int, data: Any) -> None:
-    """The task's number of classes must be that of the data.
-
-    Raises:
-        ZooError: it is not, or the data have none.
-    """
-    names = getattr(data, "class_names", None)
-    if names is None:
-        raise ZooError(f"data.class_path: {type(data).__name__} has no classes")
-    if len(names) != num_classes:
-        raise ZooError(
-            f"model.init_args.num_classes is {num_classes}, but the data have {len(names)} "
-            f"classes: set it to {len(names)}"
-        )
 
 
 def check_several(num_classes: int) -> None:

@@ -36,7 +36,7 @@ class VisualQuestionAnswering(ModelTask):
         model: name of a multimodal decoder.
         question: that is asked about a user's picture.
         export: name under which the trained model is kept for other recipes, or a folder.
-        kwargs: see :class:`zoo.tasks.ModelTask`.
+        args, kwargs: see :class:`zoo.tasks.ModelTask`.
     """
 
     monitor = "val/loss"
@@ -48,12 +48,13 @@ class VisualQuestionAnswering(ModelTask):
     def __init__(
         self,
         model: str = "mmmamba_teacher",
+        *args: Any,
         question: str = "What is in the picture?",
         export: str | None = None,
         **kwargs: Any,
     ) -> None:
         self.question, self.export = question, export
-        super().__init__(model, **kwargs)
+        super().__init__(model, *args, **kwargs)
 
     def configure_metrics(self, split: str) -> dict[str, Metric]:
         """Loss (nats per token), and accuracy of the answers' tokens, ends of turns left out."""

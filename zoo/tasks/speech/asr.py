@@ -42,14 +42,13 @@ class SpeechRecognition(ModelTask):
     ``rtf``, seconds of work for a second of sound.
 
     Args:
-        model: name of a model.
+        args, kwargs: see :class:`ModelTask`.
         ctc_weight: share of the CTC loss; the rest is cross-entropy. 0 trains without CTC.
         label_smoothing: of the cross-entropy.
         search: how the test and prediction look for text; greedily by default.
         stream_seconds: prediction reads a file in pieces of so many seconds, which needs a causal
             encoder and features that do not depend on what follows (``data.init_args.peak``); 0:
             at once.
-        kwargs: see :class:`ModelTask`.
     """
 
     monitor = "val/wer"
@@ -60,7 +59,7 @@ class SpeechRecognition(ModelTask):
 
     def __init__(
         self,
-        model: str,
+        *args: Any,
         ctc_weight: float = 0.3,
         label_smoothing: float = 0.1,
         search: Search | None = None,
@@ -70,7 +69,7 @@ class SpeechRecognition(ModelTask):
         self.ctc_weight, self.label_smoothing = ctc_weight, label_smoothing
         self.search, self.stream_seconds = search or Search(), stream_seconds
         self.tokens: Tokens | None = None
-        super().__init__(model, **kwargs)
+        super().__init__(*args, **kwargs)
 
     def configure_metrics(self, split: str) -> dict[str, Metric]:
         """Error rates; seconds of sound and of work."""

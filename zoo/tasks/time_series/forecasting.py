@@ -28,14 +28,13 @@ SHOWN_VARIATES = 4
 
 
 class SeriesForecasting(ModelTask):
-    """From a window's history to its future; trained on the squared error.
+    """From a window's history [B, L, M] to its future [B, T, M]; trained on the squared error.
 
     Measures ``mse`` and ``mae`` over all windows, steps and variates, and ``mse_last``, that of
     repeating each last value.
 
     Args:
-        model: name of a model, [B, L, M] -> [B, T, M].
-        kwargs: see :class:`ModelTask`.
+        args, kwargs: see :class:`ModelTask`.
     """
 
     monitor = "val/mse"
@@ -44,10 +43,10 @@ class SeriesForecasting(ModelTask):
     input_suffixes = frozenset([".csv"])
     shown_limit = 3
 
-    def __init__(self, model: str, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         #: Names, means and deviations of the variates that the network was trained on.
         self.variates: dict[str, list] = {}
-        super().__init__(model, **kwargs)
+        super().__init__(*args, **kwargs)
 
     def configure_metrics(self, split: str) -> dict[str, Metric | MetricCollection]:
         """Errors of the forecast; in the test also of repeating the last value."""

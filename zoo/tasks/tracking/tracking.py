@@ -52,7 +52,7 @@ class Tracking(ModelTask):
         thresholds: of the association.
         max_gap: put boxes on the straight line into gaps of tracks that are shorter than this; 0:
             none, tracks are complete as soon as a frame is read.
-        kwargs: see :class:`ModelTask`.
+        args, kwargs: see :class:`ModelTask`.
     """
 
     monitor = "val/iou"
@@ -63,6 +63,7 @@ class Tracking(ModelTask):
     def __init__(
         self,
         model: str = "trackssm",
+        *args: Any,
         motion: Literal["model", "kalman"] = "model",
         thresholds: Thresholds | None = None,
         max_gap: int = 0,
@@ -70,7 +71,7 @@ class Tracking(ModelTask):
     ) -> None:
         self.motion_name, self.max_gap = motion, max_gap
         self.thresholds = thresholds or Thresholds()
-        super().__init__(model, **kwargs)
+        super().__init__(model, *args, **kwargs)
 
     def configure_metrics(self, split: str) -> dict[str, Metric]:
         """Of the motion model; the tracker's come from trackeval."""

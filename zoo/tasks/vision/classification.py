@@ -58,7 +58,7 @@ class ImageClassification(ModelTask):
         num_classes: number of classes; the data must have as many.
         label_smoothing: share of the target spread over all classes.
         mixup: settings, or null for none.
-        kwargs: see :class:`ModelTask`.
+        args, kwargs: see :class:`ModelTask`.
     """
 
     monitor = "val/acc1"
@@ -71,6 +71,7 @@ class ImageClassification(ModelTask):
         self,
         model: str,
         num_classes: int,
+        *args: Any,
         label_smoothing: float = 0.1,
         mixup: MixupSettings | None = None,
         **kwargs: Any,
@@ -78,7 +79,7 @@ class ImageClassification(ModelTask):
         check_several(num_classes)
         self.num_classes = num_classes
         self.label_smoothing, self.mixup_settings = label_smoothing, mixup
-        super().__init__(model, **kwargs)
+        super().__init__(model, *args, **kwargs)
 
     @override
     def configure_models(self) -> None:
