@@ -1,6 +1,8 @@
 """``zoo predict``: any picture in, a table and annotated pictures out."""
 
 import csv
+import platform
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from sklearn.datasets import load_digits
 import zoo.predict
 from tests.test_cli import error_of
 from tests.tiny import ROOT
+from zoo.tasks import ImageClassification
 
 
 @pytest.fixture
@@ -68,20 +71,60 @@ def test_all_kinds_of_pictures(trained_run, pictures, tmp_path, capsys):
     assert "exists already" in error_of(capsys, zoo.predict.main(arguments))
 
 
-@pytest.mark.parametrize(
-    "content", [b"this is text, not a picture\n", b"", b"\x89PNG\r\n\x1a\n cut"]
-)
-def test_unreadable_picture_is_one_line_and_leaves_nothing(
-    trained_run, pictures, tmp_path, capsys, content
-):
-    (pictures / "text.png").write_bytes(content)
+BROKEN = [b"this is text, not a picture\n", b"", b"\x89PNG\r\n\x1a\n cut"]
+
+
+def test_a_broken_picture_is_a_row_with_its_error(trained_run, pictures, tmp_path, capsys):
+    for number, content in enumerate(BROKEN):
+        (pictures / f"broken{number}.png").write_bytes(content)
     output = tmp_path / "out"
-    code = zoo.predict.main(
-        [str(pictures), "--checkpoint", str(trained_run), "--output", str(output)]
-    )
-    line = error_of(capsys, code)
+    arguments = [str(pictures), "--checkpoint", str(trained_run), "--output", str(output)]
+    assert zoo.predict.main(arguments) == 1
+    assert capsys.readouterr().err == "error: 3 of 10 failed, see the column error\n"
+    rows = {row["file"].removeprefix(f"{pictures}/"): row for row in rows_of(output)}
+    for name, row in rows.items():
+        if name.startswith("broken"):
+            assert name in row["error"] and "expected a picture such as PNG" in row["error"]
+            assert row["prediction"] == ""
+        else:
+            assert row["error"] == "" and row["prediction"]
+    drawn = sorted(path.name.partition("_")[2] for path in output.glob("*.png"))
+    assert drawn == sorted(f"{Path(n).stem}.png" for n in rows if not n.startswith("broken"))
+    assert {path.name for path in output.parent.iterdir()} == {"pictures", "out"}
+
+
+def test_if_nothing_can_be_predicted_nothing_is_left(trained_run, tmp_path, capsys):
+    source = tmp_path / "text.png"
+    source.write_bytes(BROKEN[0])
+    arguments = [str(source), "--checkpoint", str(trained_run), "--output", str(tmp_path / "out")]
+    line = error_of(capsys, zoo.predict.main(arguments))
     assert "text.png" in line and "expected a picture such as PNG or JPEG" in line
-    assert list(tmp_path.iterdir()) == [pictures]
+    assert list(tmp_path.iterdir()) == [source]
+    arguments.insert(0, str(source))
+    line = error_of(capsys, zoo.predict.main(arguments))
+    assert line.startswith("error: all 2 inputs failed, the first: ")
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def test_an_output_folder_is_nobody_elses(trained_run, pictures, tmp_path, monkeypatch):
+    """Two predictions that end at the same time, and what a killed one has left."""
+    stale = tmp_path / f".old.{platform.node()}-999999999.part"
+    stale.mkdir()
+    output = tmp_path / "out"
+    predict_one = ImageClassification.predict_one
+
+    def slowly(*args):
+        output.mkdir(exist_ok=True)
+        (output / "theirs").touch()
+        return predict_one(*args)
+
+    monkeypatch.setattr(ImageClassification, "predict_one", slowly)
+    picture = str(pictures / "grey.png")
+    arguments = [picture, "--checkpoint", str(trained_run), "--output", str(output)]
+    assert zoo.predict.main(arguments) == 0
+    assert [path.name for path in output.iterdir()] == ["theirs"]
+    assert len(rows_of(tmp_path / "out-2")) == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"pictures", "out", "out-2"}
 
 
 def test_wrong_arguments_are_one_line(trained_run, tmp_path, capsys, in_tmp_path):

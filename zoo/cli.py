@@ -40,6 +40,7 @@ from zoo.errors import ZooError
 from zoo.recipe_errors import explain, keys_of
 from zoo.recipes import CLASS_GROUPS, check_recipe, parse_yaml, read_yaml, split_options
 from zoo.runs import Checkpoints
+from zoo.tasks._weights import checkpoint_follows
 from zoo.tasks.base import Task
 from zoo.trust import LIGHTNING, check_trusted, names_in
 
@@ -77,6 +78,9 @@ class Recipe:
         ZooError: in one line: the file or option, the key, what was expected.
     """
 
+    #: Whether a checkpoint's weights follow, so that those to start from are not looked at.
+    of_run = False
+
     def __init__(self, path: Path, overrides: Sequence[str] = ()) -> None:
         self._parse(read_yaml(path), overrides, str(path), None)
 
@@ -99,11 +103,14 @@ class Recipe:
         """
         text, name = _header(checkpoint, path)
         if instead is not None:
-            return cls(instead, overrides), name
+            recipe = cls(instead, overrides)
+            recipe.of_run = True
+            return recipe, name
         content = parse_yaml(text, path)
         allowed = [*allowed, *names_in([load_yaml(v) for _, v in split_options(overrides)])]
         check_trusted(content, allowed, str(path))
         recipe = cls.__new__(cls)
+        recipe.of_run = True
         recipe._parse(content, overrides, str(path), [*allowed, *map(_home, allowed)])
         return recipe, name
 
@@ -148,7 +155,7 @@ class Recipe:
     def build(self) -> tuple[Task, DataModule]:
         """Seed everything, then build the task and the data module."""
         pl.seed_everything(self.config.seed_everything, verbose=False)
-        with self._imports():
+        with self._imports(), checkpoint_follows(self.of_run):
             task, data = _build(self.config.model), _build(self.config.data)
         data.seed = self.config.seed_everything
         return task, data

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from zoo.atomic import is_full
 from zoo.errors import ZooError
 
 
@@ -17,9 +18,9 @@ class Interrupted(Exception):
 def command(run: Callable[[list[str]], int | None]) -> Callable[..., int]:
     """Make a command's main function: arguments (the command line's by default) -> exit code.
 
-    A :class:`ZooError` becomes one line on stderr and exit code 2; with ``ZOO_DEBUG=1`` its
-    traceback is shown. Ctrl-C ends with exit code 130. Anything else is a defect of the program and
-    keeps its traceback.
+    A :class:`ZooError` or a full disk becomes one line on stderr and exit code 2; with
+    ``ZOO_DEBUG=1`` the error's traceback is shown. Ctrl-C ends with exit code 130. Anything else is
+    a defect of the program and keeps its traceback.
     """
 
     @functools.wraps(run)
@@ -31,11 +32,22 @@ def command(run: Callable[[list[str]], int | None]) -> Callable[..., int]:
                 raise
             print(f"error: {one_line(error)}", file=sys.stderr)
             return 2
+        except OSError as error:
+            if not is_full(error):
+                raise
+            print(f"error: {full_disk(error)}: free some, or choose another", file=sys.stderr)
+            return 2
         except (Interrupted, KeyboardInterrupt) as error:
             print(f"\n{one_line(error) or 'stopped'}", file=sys.stderr)
             return 130
 
     return main
+
+
+def full_disk(error: OSError) -> str:
+    """What is full, with the file that did not fit where it is known."""
+    place = f" for {error.filename}" if error.filename else ""
+    return f"no space is left on the disk{place}"
 
 
 def one_line(error: BaseException) -> str:

@@ -2,19 +2,19 @@
 NAME`` (a classifier) or ``--recipe RECIPE.yaml``, and ``--pretrained FILE``.
 
 Applies a trained model to files or to all in a folder; writes ``predictions.csv`` and, per file, a
-picture of the result.
+picture of the result. A file that cannot be predicted is a row with its error, and the exit code is
+then 1; 2 if none could be.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import shutil
 import sys
 import time
 from pathlib import Path
 
-from zoo.arguments import make_folder
+from zoo.atomic import part_folder, place
 from zoo.cli import Recipe, quiet
 from zoo.command import command
 from zoo.data.base import DataModule
@@ -61,35 +61,35 @@ def _arguments() -> argparse.ArgumentParser:
 
 @command
 def main(argv: list[str]) -> int:
-    """Predict as the command line says."""
+    """Predict as the command line says; 1 if some inputs failed."""
     arguments = _arguments().parse_args(argv)
     quiet()
     output = arguments.output or Path("predictions", time.strftime("%Y-%m-%d_%H-%M-%S"))
-    if output.exists():
+    if arguments.output is not None and output.exists():
         raise ZooError(f"--output: {output} exists already, expected the name of a new folder")
     device = usable_device(arguments.device)
     task, data = _load(arguments)
     task.to(device)
     files = task.find_inputs(arguments.files)
-    part = output.with_name(f".{output.name}.part")
-    make_folder("--output", part)
-    try:
+    with part_folder("--output", output) as part:
         rows = task.predict_files(files, data, part)
+        columns = list(dict.fromkeys(column for row in rows for column in row))
         with (part / "predictions.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
+            writer = csv.DictWriter(file, columns, restval="")
             writer.writeheader()
             writer.writerows(rows)
-        part.rename(output)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    columns = list(rows[0])[:3]
+        output = place(part, output)
+    failed = sum("error" in row for row in rows)
+    shown = columns[:3] + (["error"] if failed and "error" not in columns[:3] else [])
     print_table(
         f"{len(rows):,} file(s)" + (f", the first {SHOWN}" if len(rows) > SHOWN else ""),
-        columns,
-        [[row[column] for column in columns] for row in rows[:SHOWN]],
+        shown,
+        [[row.get(column, "") for column in shown] for row in rows[:SHOWN]],
     )
     say(f"predictions.csv and pictures are in {output}")
-    return 0
+    if failed:
+        print(f"error: {failed} of {len(rows)} failed, see the column error", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def _load(arguments: argparse.Namespace) -> tuple[Task, DataModule]:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zoo.arguments import allow_class_option, new_folder
-from zoo.command import Interrupted, command
+from zoo.atomic import is_full
+from zoo.command import Interrupted, command, full_disk
 from zoo.errors import ZooError
 from zoo.recipes import check_options, find_recipe, read_recipe, recipe_name
 from zoo.runs.folder import LAST, latest_run, run_path
@@ -163,12 +164,17 @@ def train(
     trainer.loggers = [*trainer.loggers, table, board]
     keeper.connect(folder, table)
     checkpoints.connect(folder, table)
+    again = f"python -m zoo.train --resume {folder}"
     try:
         trainer.fit(task, datamodule=data, ckpt_path=checkpoint)
+        task.load_weights(read_checkpoint(checkpoints.best_path))
+        metrics = dict(trainer.test(task, datamodule=data, verbose=False)[0])
     except SystemExit:  # Lightning's answer to Ctrl-C
-        raise Interrupted(f"stopped; go on with: python -m zoo.train --resume {folder}") from None
-    task.load_weights(read_checkpoint(checkpoints.best_path))
-    metrics = dict(trainer.test(task, datamodule=data, verbose=False)[0])
+        raise Interrupted(f"stopped; go on with: {again}") from None
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise ZooError(f"{full_disk(error)}: free some and go on with: {again}") from None
     if trainer.is_global_zero:
         print_metrics(f"{name}: test of the best checkpoint", metrics, checkpoints.folder)
     return metrics

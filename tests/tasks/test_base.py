@@ -7,11 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torchmetrics import MeanMetric
 
 from zoo.data import DataModule
 from zoo.errors import ZooError
 from zoo.tasks import OptimizerSettings, ScheduleSettings, Task
-from zoo.tasks.base import judged_weights
+from zoo.tasks._weights import evaluated_weights
 
 
 class Line(DataModule):
@@ -28,26 +29,24 @@ class Line(DataModule):
 
 class Regression(Task):
     monitor, monitor_mode = "val/loss", "min"
-    input_suffixes = frozenset()
+    data_type, data_has, data_example = Line, "a line", "tests.Line"
 
     def configure_models(self):
         self.model = nn.Sequential(nn.Linear(1, 4), nn.LayerNorm(4), nn.Linear(4, 1))
 
     def configure_losses(self):
-        self.criterion = F.mse_loss
-
-    def configure_metrics(self):
         self.rates = []
 
-    def predict_files(self, files, data, folder):
-        raise NotImplementedError
+    def configure_metrics(self, split):
+        return {"loss": MeanMetric()}
 
-    def training_step(self, batch, batch_idx):
+    def training_loss(self, batch):
         self.rates.append([group["lr"] for group in self.trainer.optimizers[0].param_groups])
-        return self.log_loss(self.criterion(self.model(batch[0]), batch[1]), len(batch[0]))
+        return F.mse_loss(self.model(batch[0]), batch[1])
 
-    def validation_step(self, batch, batch_idx):
-        self.log("val/loss", self.criterion(self.eval_model(batch[0]), batch[1]))
+    def evaluate(self, batch, scores):
+        error = F.mse_loss(self.eval_model(batch[0]), batch[1])
+        scores["loss"].update(error, len(batch[0]))
 
 
 def run(task: Task, **settings) -> pl.Trainer:
@@ -134,7 +133,7 @@ def test_average_follows_every_update():
     assert not any(parameter.requires_grad for parameter in task.ema.parameters())
 
 
-def test_checkpoint_without_optimizer_holds_the_judged_weights():
+def test_checkpoint_without_optimizer_holds_the_evaluated_weights():
     task = Regression(OptimizerSettings(lr=1.0), ema_decay=0.5)
     trainer = run(task)
     full = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
@@ -143,7 +142,7 @@ def test_checkpoint_without_optimizer_holds_the_judged_weights():
     assert set(best["state_dict"]) == {f"model.{name}" for name in task.model.state_dict()}
     averaged = task.ema.module[0].weight
     assert torch.equal(best["state_dict"]["model.0.weight"], averaged)
-    assert torch.equal(judged_weights(full["state_dict"])["0.weight"], averaged)
+    assert torch.equal(evaluated_weights(full["state_dict"])["0.weight"], averaged)
 
     other = Regression()
     other.load_weights(full)

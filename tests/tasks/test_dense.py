@@ -59,7 +59,7 @@ def fit(task, data, **settings):
 def predict(task, data, files, tmp_path):
     folder = tmp_path / "out"
     folder.mkdir(parents=True)
-    return task.predict_files(files, data, folder), sorted(folder.iterdir())
+    return task.predict_files(task.find_inputs(files), data, folder), sorted(folder.iterdir())
 
 
 def test_segmented_picture_has_its_own_size(photo, tmp_path):
@@ -146,7 +146,7 @@ def test_missing_and_wrong_masks_are_said(inpainting, photo, tmp_path):
     ):
         inpainting.predict_files([photo], data, tmp_path)
     with pytest.raises(ZooError, match="only masks are given"):
-        inpainting.predict_files([tmp_path / "photo_mask.png"], data, tmp_path)
+        inpainting.find_inputs([tmp_path / "photo_mask.png"])
     with pytest.raises(ZooError, match="nowhere"):
         inception_distance("nowhere.pth")
 

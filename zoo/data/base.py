@@ -186,6 +186,14 @@ class DataModule(pl.LightningDataModule, ABC):
             self._sources[split] = source
         return self._sources[split]
 
+    def first_sample(self) -> Any | None:
+        """A sample for evaluation, of a split that is loaded; None while there is none."""
+        for split in ("val", "test"):
+            if split in self._sources:
+                dataset = SeededDataset(self._sources[split], self.eval_transform, self.seed)
+                return dataset[SampleKey(0, 0)]
+        return None
+
     def setup(self, stage: str) -> None:
         """Load what ``stage`` (fit, validate, test) needs; a batch is no larger than the data."""
         for split in {"fit": ("train", "val"), "validate": ("val",)}.get(stage, ("test",)):

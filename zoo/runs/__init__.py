@@ -11,7 +11,7 @@ _HOMES = {
     "read_checkpoint": "zoo.runs.checkpoints",
     "resolve_checkpoint": "zoo.runs.folder",
     "run_path": "zoo.runs.folder",
-    "write_atomically": "zoo.runs.metrics",
+    "write_atomically": "zoo.atomic",
 }
 
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -24,9 +24,10 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 from torchmetrics import Metric
 
+from zoo.atomic import write_atomically
 from zoo.errors import ZooError
 from zoo.runs.folder import BEST, LAST
-from zoo.runs.metrics import MetricsTable, write_atomically
+from zoo.runs.metrics import MetricsTable
 from zoo.tasks.base import Task
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
+from zoo.atomic import write_atomically
 from zoo.plots import learning_curve
-from zoo.runs.metrics import MetricsTable, write_atomically
+from zoo.runs.metrics import MetricsTable
 from zoo.tasks.base import Task
 
 

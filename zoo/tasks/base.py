@@ -1,144 +1,82 @@
-"""What every task shares: optimizer, schedule, averaged weights, and what a checkpoint keeps."""
+"""What every task shares: steps, scores, EMA weights, checkpoints, the loop over a user's files.
+
+A task declares what is learnt, what is measured and what one input's prediction is:
+
+- ``configure_models``, ``configure_losses``, ``configure_metrics(split)``: its parts;
+- ``data_type``, ``check_data``, ``use_data``: which data fit it, and what it takes from them;
+- ``training_loss(batch)`` and ``evaluate(batch, scores)``: a batch;
+- ``examples``, ``summarize``, ``finish_test``, ``figures``: what is shown of a test;
+- ``find_inputs`` and ``predict_one``: a user's files, see :class:`FilePrediction`.
+
+All loops, logging and resets stand here. Scores are named ``train/...``, ``val/...``, ``test/...``.
+"""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import lightning.pytorch as pl
 import torch
-from timm.optim import (
-    create_optimizer_v2,
-    list_optimizers,
-    param_groups_layer_decay,
-    param_groups_weight_decay,
-)
-from timm.scheduler import create_scheduler_v2
-from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, Metric, MetricCollection
+from typing_extensions import override
 
 import zoo
 from zoo.arguments import blaming
-from zoo.checkpoints.report import some, some_pairs
 from zoo.data.base import DataModule
-from zoo.errors import ZooError, suggest
+from zoo.errors import ZooError
+from zoo.tasks._files import FilePrediction
+from zoo.tasks._scores import Scores, numbers
+from zoo.tasks._weights import EMA, check_weights, evaluated_weights, starts_fresh, without_prefix
+from zoo.tasks.optimization import (
+    OptimizerSettings,
+    ScheduleSettings,
+    build_optimizer,
+    build_schedule,
+    check_optimizer,
+    count_updates,
+    parameter_groups,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 #: What a recipe says of a model, for messages.
 MODEL = "model.init_args.model or model_args"
-#: Before the names of averaged weights in a checkpoint.
-AVERAGED = "ema.module."
 
 
-@dataclass
-class OptimizerSettings:
-    """Optimizer and parameter groups, built by timm.
-
-    Args:
-        opt: timm's name of the optimizer.
-        lr: learning rate for ``lr_batch_size`` samples per step; the rate in use is
-            ``lr * batch / lr_batch_size``. With ``lr_batch_size: null`` it is ``lr`` itself.
-        weight_decay: for all parameters but biases, those with one dimension, those the model lists
-            in ``no_weight_decay()``, and names that match a pattern of ``no_decay``.
-        layer_decay: factor of the learning rate from each layer to the one below it.
-        betas, eps: of Adam and its like; None leaves the optimizer's own.
-        momentum: of SGD and its like.
-    """
-
-    opt: str = "adamw"
-    lr: float = 5e-4
-    lr_batch_size: int | None = 512
-    weight_decay: float = 0.05
-    no_decay: list[str] = field(default_factory=list)
-    layer_decay: float | None = None
-    betas: tuple[float, float] | None = None
-    eps: float | None = None
-    momentum: float = 0.9
-
-
-@dataclass
-class ScheduleSettings:
-    """Learning rate over the run, in epochs, set before every step; timm's schedulers.
-
-    Args:
-        sched: timm's name of the schedule; ``constant`` keeps the rate after the warm-up, ``steps``
-            and ``points`` have no warm-up and follow ``steps``, the latter in straight lines.
-        warmup_epochs: linear rise from ``warmup_lr``.
-        warmup_prefix: the schedule begins after the warm-up; else it runs on below it.
-        warmup_lr, min_lr: as they are, not scaled with the batch.
-        steps: (share of the run, factor of the rate from there on), in order.
-        poly_power: power of ``poly``.
-    """
-
-    sched: Literal["cosine", "tanh", "poly", "constant", "steps", "points"] = "cosine"
-    warmup_epochs: float = 5.0
-    warmup_prefix: bool = False
-    warmup_lr: float = 1e-6
-    min_lr: float = 1e-5
-    steps: list[tuple[float, float]] = field(default_factory=list)
-    poly_power: float = 0.9
-
-
-class StepSchedule(Scheduler):
-    """Factors of the learning rate, each from a share of the run on.
-
-    Args:
-        optimizer: whose rates are set.
-        total: updates of the run.
-        steps: (share of the run, factor), in order; 1 before the first.
-        straight: go to the next factor in a straight line instead of a step.
-    """
-
-    def __init__(
-        self,
-        optimizer: torch.optim.Optimizer,
-        total: int,
-        steps: Sequence[tuple[float, float]],
-        straight: bool = False,
-    ) -> None:
-        super().__init__(optimizer, param_group_field="lr", t_in_epochs=False)
-        self.total, self.steps, self.straight = total, [(0.0, 1.0), *steps], straight
-
-    def _get_lr(self, t: int) -> list[float]:
-        share = t / self.total
-        reached = [i for i, (start, _) in enumerate(self.steps) if share >= start][-1]
-        start, factor = self.steps[reached]
-        if self.straight and reached + 1 < len(self.steps):
-            end, after = self.steps[reached + 1]
-            factor += (after - factor) * (share - start) / (end - start)
-        return [value * factor for value in self.base_values]
-
-
-class Task(pl.LightningModule, ABC):
-    """A model with its loss, metrics, optimizer and pictures.
-
-    A subclass builds its parts in ``configure_models``, ``configure_losses`` and
-    ``configure_metrics``, and implements ``training_step``, ``validation_step``, ``test_step``.
-    What it logs is named ``train/...``, ``val/...``, ``test/...``.
+class Task(FilePrediction):
+    """A model with its losses, metrics, optimizer and pictures.
 
     Args:
         optimizer, schedule: see their classes.
-        ema_decay: weight of the past in the moving average of the weights, which is then what
-            validation, test and ``best.ckpt`` use; None: no average.
+        ema_decay: weight of the past in the exponential moving average of the weights (EMA), which
+            is then what validation, test and ``best.ckpt`` use; None: no average.
         ema_warmup: let the decay rise to ``ema_decay``, for short runs.
+
+    Attributes:
+        scores: the metrics of ``val`` and ``test``.
+        results: what the last validation or test has computed, by the metrics' names.
+        shown: what :meth:`examples` gave of the test.
     """
 
     #: Metric that picks the best checkpoint, and whether more or less of it is better.
     monitor: ClassVar[str]
     monitor_mode: ClassVar[Literal["min", "max"]]
-    #: Endings of the files that :meth:`predict_files` takes, lower case.
-    input_suffixes: ClassVar[frozenset[str]]
+    #: What the data have if they are a ``data_type``, and a class that has it, for messages.
+    data_has: ClassVar[str]
+    data_example: ClassVar[str]
+    #: Names that a sample must have, where samples are dictionaries.
+    sample_keys: ClassVar[Sequence[str]] = ()
+    #: So many test samples are shown.
+    shown_limit: ClassVar[int] = 0
 
     model: nn.Module
-    #: Names of the classes, where the task has any and knows them; they are kept in checkpoints.
-    class_names: Sequence[str] | None = None
+    #: Number of classes, where the task has any.
+    num_classes: int | None = None
 
     def __init__(
         self,
@@ -153,71 +91,92 @@ class Task(pl.LightningModule, ABC):
         self.schedule_settings = schedule or ScheduleSettings()
         self.ema_decay, self.ema_warmup = ema_decay, ema_warmup
         self.ema: ModelEmaV3 | None = None
+        self.starts_fresh = starts_fresh()
         self.train_loss = MeanMetric()
         self.configure_models()
         self.configure_losses()
-        self.configure_metrics()
+        self.scores = nn.ModuleDict(
+            {split: Scores(self.configure_metrics(split)) for split in ("val", "test")}
+        )
+        self.results: dict[str, Any] = {}
+        self.shown: list[Any] = []
+
+    # what a task declares
 
     @abstractmethod
     def configure_models(self) -> None:
         """Set ``self.model``."""
 
-    @abstractmethod
     def configure_losses(self) -> None:
-        """Set the losses."""
+        """Set losses that are modules."""
 
     @abstractmethod
-    def configure_metrics(self) -> None:
-        """Set the metrics."""
+    def configure_metrics(self, split: str) -> dict[str, Metric | MetricCollection]:
+        """The metrics of ``val`` or ``test``, by name. A result that is no single number is not
+        logged; :meth:`figures` finds it in ``results``."""
 
     def check_data(self, data: DataModule) -> None:
-        """Raise :class:`ZooError` if the data do not fit the task; called when both are set up."""
+        """The data must fit the task; called when both are set up.
+
+        Raises:
+            ZooError: they do not.
+        """
+        has_classes = self.num_classes is None or hasattr(data, "class_names")
+        if not isinstance(data, self.data_type) or not has_classes:
+            raise ZooError(self._lacking(data))
+        if self.num_classes is not None and len(data.class_names) != self.num_classes:
+            raise ZooError(
+                f"model.init_args.num_classes is {self.num_classes}, but the data have "
+                f"{len(data.class_names)} classes: set it to {len(data.class_names)}"
+            )
+        sample = data.first_sample() if self.sample_keys else None
+        if sample is not None and not set(self.sample_keys) <= set(sample):
+            raise ZooError(self._lacking(data))
+
+    def _lacking(self, data: DataModule) -> str:
+        return (
+            f"data.class_path: {type(data).__name__} has no {self.data_has}, expected a class such "
+            f"as {self.data_example}"
+        )
+
+    def use_data(self, data: DataModule) -> None:
+        """Take what the data decide, such as the names of the classes; they were checked."""
+        if self.num_classes is not None:
+            self.class_names = list(data.class_names)
+
+    @abstractmethod
+    def training_loss(self, batch: Any) -> Tensor:
+        """Loss of one training batch."""
+
+    @abstractmethod
+    def evaluate(self, batch: Any, scores: Scores) -> Any:
+        """Update the scores of a split with one batch; returns what :meth:`examples` needs."""
+
+    def batch_size(self, batch: Any) -> int:
+        """Number of samples in a batch."""
+        return len(next(iter(batch.values())) if isinstance(batch, Mapping) else batch[0])
+
+    def examples(self, batch: Any, outputs: Any) -> Iterator[Any]:
+        """What is shown of each sample of a test batch, made when it is asked for."""
+        return iter(())
+
+    def summarize(self, results: dict[str, Any]) -> dict[str, Any]:
+        """What is logged of the metrics' results, by name without the split."""
+        return numbers(results)
+
+    def finish_test(self) -> dict[str, Any]:
+        """What a test does once, behind its last batch; returns more scores."""
+        return {}
 
     def figures(self) -> dict[str, Figure]:
         """Pictures of the last test, by file name without ending."""
         return {}
 
-    def find_inputs(self, sources: Sequence[Path]) -> Sequence[Any]:
-        """What :meth:`predict_files` takes, from a command's files and folders: the files
-        themselves, and all in folders that end in one of ``input_suffixes``.
-
-        A task whose inputs are not single files, such as pairs, says here how they are given.
-
-        Raises:
-            ZooError: a folder holds none.
-        """
-        files: list[Path] = []
-        for source in sources:
-            if not source.is_dir():
-                files.append(source)
-                continue
-            found = sorted(
-                path
-                for path in source.rglob("*")
-                if path.suffix.lower() in self.input_suffixes and path.is_file()
-            )
-            if not found:
-                endings = " ".join(sorted(self.input_suffixes))
-                raise ZooError(
-                    f"{source} holds no files to predict, expected files ending in {endings}"
-                )
-            files += found
-        return files
-
-    @abstractmethod
-    def predict_files(
-        self, files: Sequence[Any], data: DataModule, folder: Path
-    ) -> list[dict[str, Any]]:
-        """Apply the task to what :meth:`find_inputs` found and write pictures of the results into
-        ``folder``.
-
-        Returns:
-            a row for each file, with the same columns.
-        """
+    # training
 
     @property
     def eval_model(self) -> nn.Module:
-        """The model that is judged: the averaged one where there is one."""
+        """The model that is evaluated: the one with EMA weights where there is one."""
         return self.model if self.ema is None else self.ema.module
 
     @property
@@ -225,94 +184,58 @@ class Task(pl.LightningModule, ABC):
         """The data module of the run, if it has one."""
         return getattr(self.trainer, "datamodule", None)
 
-    # training
+    def load_start(self, module: nn.Module, source: str | None) -> None:
+        """Let a part of the task start from published weights, unless a checkpoint's follow.
 
+        Raises:
+            ZooError: they cannot be read, or do not fit.
+        """
+        if source is not None and self.starts_fresh:
+            zoo.load_pretrained(module, source)
+
+    @override
     def setup(self, stage: str) -> None:
-        """Check the data against the task; start the weight average."""
         if self.data is not None:
             self.check_data(self.data)
+            self.use_data(self.data)
         if stage == "fit" and self.ema_decay is not None and self.ema is None:
             self.ema = ModelEmaV3(self.model, self.ema_decay, use_warmup=self.ema_warmup)
             self.ema.requires_grad_(False)
 
+    @override
     def configure_optimizers(self) -> Any:
-        """Optimizer and schedule from their settings and the size of a step."""
-        settings, plan = self.optimizer_settings, self.schedule_settings
+        settings = self.optimizer_settings
         lr = settings.lr
         if settings.lr_batch_size is not None:
             if self.data is None:
                 raise ZooError("lr_batch_size needs a data module; set it to null without one")
             batch = self.data.batch_size * self.trainer.accumulate_grad_batches
             lr = lr * batch / settings.lr_batch_size
-        given: dict[str, Any] = {"betas": settings.betas, "eps": settings.eps}
-        with blaming("model.init_args.optimizer"):
-            optimizer = create_optimizer_v2(
-                self._parameter_groups(),
-                opt=settings.opt,
-                lr=lr,
-                momentum=settings.momentum,
-                **{name: value for name, value in given.items() if value is not None},
-            )
-        steps = self.trainer.estimated_stepping_batches
-        if steps == float("inf"):
-            raise ZooError(
-                "trainer.max_epochs or trainer.max_steps must be set: schedules need an end"
-            )
-        per_epoch = -(-self.trainer.num_training_batches // self.trainer.accumulate_grad_batches)
-        if plan.sched in ("steps", "points"):
-            straight = plan.sched == "points"
-            return {
-                "optimizer": optimizer,
-                "lr_scheduler": {
-                    "scheduler": StepSchedule(optimizer, int(steps), plan.steps, straight),
-                    "interval": "step",
-                },
-            }
-        warmup = round(plan.warmup_epochs * per_epoch)
-        scheduler, _ = create_scheduler_v2(
-            optimizer,
-            decay_rate=plan.poly_power,
-            sched="cosine" if plan.sched == "constant" else plan.sched,
-            num_epochs=int(steps) - (warmup if plan.warmup_prefix else 0),
-            min_lr=lr if plan.sched == "constant" else plan.min_lr,
-            warmup_lr=plan.warmup_lr,
-            warmup_epochs=warmup,
-            warmup_prefix=plan.warmup_prefix,
-            step_on_epochs=False,
-            updates_per_epoch=1,
-        )
+        optimizer = build_optimizer(self.parameter_groups(), settings, lr)
+        total, per_epoch = count_updates(self.trainer)
+        schedule = build_schedule(optimizer, self.schedule_settings, lr, total, per_epoch)
         return {
             "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
 
-    def _parameter_groups(self) -> list[dict[str, Any]]:
-        settings = self.optimizer_settings
-        model: Any = self.model
-        if hasattr(model, "weight_decay_groups"):
-            return model.weight_decay_groups(settings.weight_decay)
-        listed = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
-        keep = [*listed, *settings.no_decay]
-        if settings.layer_decay is None:
-            return param_groups_weight_decay(
-                self.model, settings.weight_decay, no_weight_decay_list=keep
-            )
-        return param_groups_layer_decay(
-            self.model,
-            settings.weight_decay,
-            no_weight_decay_list=keep,
-            layer_decay=settings.layer_decay,
-        )
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What the optimizer gets."""
+        return parameter_groups(self.model, self.optimizer_settings)
 
+    @override
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """Timm's schedulers want the number of updates."""
-        scheduler.step_update(self.global_step)
+        scheduler.step_update(self.global_step)  # timm's schedulers want the number of updates
 
+    @override
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """One update of the weights, then of their average."""
         super().optimizer_step(*args, **kwargs)
         if self.ema is not None:
             self.ema.update(self.model, step=self.global_step if self.ema_warmup else None)
+
+    @override
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.log_loss(self.training_loss(batch), self.batch_size(batch))
 
     def log_loss(self, loss: Tensor, batch_size: int) -> Tensor:
         """Keep the training loss for the epoch's mean, write it now and then; returns it.
@@ -337,117 +260,122 @@ class Task(pl.LightningModule, ABC):
         self.log("loss", loss.detach(), prog_bar=True, logger=False)
         return loss
 
+    @override
     def on_train_epoch_end(self) -> None:
-        """Write the epoch's mean loss."""
         self.log("train/loss", self.train_loss.compute())
         self.train_loss.reset()
 
+    # evaluation
+
+    @override
+    def on_validation_epoch_start(self) -> None:
+        self.scores["val"].reset()
+
+    @override
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.evaluate(batch, self.scores["val"])
+
+    @override
+    def on_validation_epoch_end(self) -> None:
+        self._log_scores("val")
+
+    @override
+    def on_test_epoch_start(self) -> None:
+        self.scores["test"].reset()
+        self.shown = []
+
+    @override
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.keep_examples(batch, self.evaluate(batch, self.scores["test"]))
+
+    def keep_examples(self, batch: Any, outputs: Any) -> None:
+        """Take what is shown of a test batch: the first samples."""
+        missing = max(0, self.shown_limit - len(self.shown))
+        self.shown += islice(self.examples(batch, outputs), missing)
+
+    @override
+    def on_test_epoch_end(self) -> None:
+        self._log_scores("test")
+        self._log_values("test", self.finish_test())
+
+    def _log_scores(self, split: str) -> None:
+        self.results = self.scores[split].compute()
+        self.scores[split].reset()
+        self._log_values(split, self.summarize(self.results))
+
+    def _log_values(self, split: str, values: Mapping[str, Any]) -> None:
+        best_by = self.monitor.partition("/")[2]  # the others are in the table of results
+        for name, value in values.items():
+            self.log(f"{split}/{name}", value, prog_bar=name == best_by)
+
     # checkpoints
 
+    @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the names of the classes; without optimizer, one set of weights under ``model.``:
-        the judged one.
-        """
         if self.class_names is not None:
             checkpoint["class_names"] = list(self.class_names)
-        if "optimizer_states" not in checkpoint:
+        if "optimizer_states" not in checkpoint:  # one set of weights: the evaluated one
             checkpoint["state_dict"] = {
                 f"model.{name}": value
-                for name, value in judged_weights(checkpoint["state_dict"]).items()
+                for name, value in evaluated_weights(checkpoint["state_dict"]).items()
             }
 
     def load_weights(self, checkpoint: Mapping[str, Any]) -> None:
-        """Take the judged weights of a checkpoint, and the names of the classes, if it has any; the
-        average, if there is one, ends here.
+        """Take the evaluated weights of a checkpoint, and the names of the classes, if it has any;
+        the moving average, if there is one, ends here.
 
         Raises:
             ZooError: they are of another model.
         """
-        weights = judged_weights(checkpoint["state_dict"])
+        weights = evaluated_weights(checkpoint["state_dict"])
         check_weights(weights, self.model)
         self.ema = None
         self.model.load_state_dict(weights)
         self.class_names = checkpoint.get("class_names", self.class_names)
 
     def check_resumable(self, checkpoint: Mapping[str, Any]) -> None:
-        """Training can go on from a checkpoint only with its model, averaged or not as it was.
+        """Training can go on from a checkpoint only with its model, with EMA weights or without.
 
         Raises:
             ZooError: otherwise.
         """
         weights = checkpoint["state_dict"]
         check_weights(without_prefix(weights, "model."), self.model)
-        averaged = any(name.startswith(AVERAGED) for name in weights)
-        if averaged != (self.ema_decay is not None):
-            has = "has averaged weights" if averaged else "has no averaged weights"
+        has_ema = any(name.startswith(EMA) for name in weights)
+        if has_ema != (self.ema_decay is not None):
             raise ZooError(
-                f"model.init_args.ema_decay is {self.ema_decay}, but the checkpoint {has}: go on "
-                "with the setting that it was trained with"
+                f"model.init_args.ema_decay is {self.ema_decay}, but the checkpoint has "
+                f"{'EMA weights' if has_ema else 'no EMA weights'}: go on with the setting that it "
+                "was trained with"
             )
 
 
-def build_model(
-    name: str, arguments: Mapping[str, Any], pretrained: str | None = None
-) -> nn.Module:
-    """The model that a recipe's ``model``, ``model_args`` and ``pretrained`` describe.
+class ModelTask(Task):
+    """A task around one registered model.
 
-    Raises:
-        ZooError: there is no such model, it does not take the arguments, or the weights do not fit.
+    Args:
+        model: name of a model, ``python -m zoo.list`` shows them.
+        model_args: arguments of the model beyond its published ones.
+        pretrained: weights to start from: a file, folder, URL or ``hf://owner/name``.
+        kwargs: see :class:`Task`.
     """
-    with blaming(MODEL):
-        model = zoo.create_model(name, **arguments)
-    if pretrained is not None:
-        zoo.load_pretrained(model, pretrained)
-    return model
 
+    def __init__(
+        self,
+        model: str,
+        model_args: dict[str, Any] | None = None,
+        pretrained: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.model_name, self.model_args = model, model_args or {}
+        self.pretrained = pretrained
+        super().__init__(**kwargs)
 
-def check_optimizer(name: str) -> None:
-    """timm must know the optimizer; it would say so only when training begins."""
-    known = list_optimizers()
-    # timm takes any case, and a wrapper before the name
-    if name.lower().removeprefix("lookahead_") not in known:
-        raise ZooError(f"model.init_args.optimizer.opt is {name!r}; {suggest(name, known)}")
-
-
-def check_weights(given: Mapping[str, Tensor], model: nn.Module) -> None:
-    """A checkpoint's weights must be those of the model, name by name and shape by shape.
-
-    Raises:
-        ZooError: they are not; the message has the first that differ.
-    """
-    own = model.state_dict()
-    shapes = {
-        name: (str(list(value.shape)), str(list(own[name].shape)))
-        for name, value in given.items()
-        if name in own and own[name].shape != value.shape
-    }
-    parts = [
-        f"{what}: {listed}"
-        for what, listed in (
-            ("other shapes (checkpoint / model)", some_pairs(shapes, 3)),
-            ("missing in the checkpoint", some((n for n in own if n not in given), 3)),
-            ("unknown to the model", some((n for n in given if n not in own), 3)),
-        )
-        if listed
-    ]
-    if parts:
-        raise ZooError(
-            f"the checkpoint's weights do not fit {type(model).__name__}: {'; '.join(parts)}. "
-            "Build the model as it was trained: model.init_args.model and model_args of its recipe"
-        )
-
-
-def check_num_classes(num_classes: int, names: Sequence[str], kind: str = "classes") -> None:
-    """The task's number of classes must be that of the data.
-
-    Raises:
-        ZooError: it is not; the message calls them ``kind``.
-    """
-    if len(names) != num_classes:
-        raise ZooError(
-            f"model.init_args.num_classes is {num_classes}, but the data have {len(names)} {kind}: "
-            f"set it to {len(names)}"
-        )
+    @override
+    def configure_models(self) -> None:
+        with blaming(MODEL):
+            self.model = zoo.create_model(self.model_name, **self.model_args)
+        self.load_start(self.model, self.pretrained)
 
 
 def check_several(num_classes: int) -> None:
@@ -461,18 +389,3 @@ def check_several(num_classes: int) -> None:
             f"model.init_args.num_classes is {num_classes}, expected 2 or more: the number of "
             "classes of the data"
         )
-
-
-def judged_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights that validation used, without prefix: averaged ones if there are any."""
-    averaged = any(name.startswith(AVERAGED) for name in state_dict)
-    return without_prefix(state_dict, AVERAGED if averaged else "model.")
-
-
-def without_prefix(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The weights under a prefix, by the rest of their names."""
-    return {
-        name.removeprefix(prefix): value
-        for name, value in state_dict.items()
-        if name.startswith(prefix)
-    }

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.tasks.test_super_resolution import train
 
+from tests.tasks.dense.test_super_resolution import train
 from zoo.data.dense.multi_task import NYUD
 from zoo.data.dense.pascal_context import PASCALContext
 from zoo.data.formats.maps import SmallSample

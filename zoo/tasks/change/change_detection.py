@@ -5,14 +5,15 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import mse_loss
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import MeanMetric, Metric
+from typing_extensions import override
 
 from zoo.data.base import DataModule
 from zoo.data.change.pairs import PAIR_FOLDERS, PairDataModule
@@ -24,6 +25,10 @@ from zoo.losses.segmentation import IGNORE, known_cross_entropy, lovasz_softmax
 from zoo.metrics.change import BinaryChangeScores, DamageScores, SemanticChangeScores
 from zoo.plots.panels import COLOURS, Panels, overlay, panel_rows
 from zoo.tasks._dense import DenseTask
+from zoo.tasks._scores import Scores
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 #: Longest side of the pictures that are made of a user's pair.
 PREVIEW = 1600
@@ -48,9 +53,11 @@ class ChangeTask(DenseTask):
 
     #: Names of the labels of the map; 0 is not drawn.
     names: Sequence[str]
-    #: What a batch must hold.
+    #: Label maps that the data must have.
     needs: Sequence[str]
     monitor_mode = "max"
+    data_type, data_example = PairDataModule, "zoo.data.LEVIRCDPlus"
+    data_has = "pairs of pictures"
 
     def __init__(self, tile: int = 1024, overlap: int = 128, **kwargs: Any) -> None:
         if not 0 <= overlap < tile:
@@ -60,15 +67,12 @@ class ChangeTask(DenseTask):
         self.tile_side, self.overlap = tile, overlap
         super().__init__(**kwargs)
 
-    def configure_losses(self) -> None:
-        """Functions of zoo.losses.segmentation."""
-
-    def configure_metrics(self) -> None:
-        """The benchmark's scores."""
-        self.set_scores({"change": self.scores()})
+    @override
+    def configure_metrics(self, split: str) -> dict[str, Metric]:
+        return {"loss": MeanMetric(), "change": self.benchmark()}
 
     @abstractmethod
-    def scores(self) -> Metric:
+    def benchmark(self) -> Metric:
         """The benchmark's metric, which computes several scores."""
 
     @abstractmethod
@@ -84,10 +88,10 @@ class ChangeTask(DenseTask):
         """The map [B, H, W] that should come out."""
 
     @abstractmethod
-    def measure(self, output: Any, batch: dict[str, Tensor], scores: MetricCollection) -> None:
-        """Update the scores."""
+    def measure(self, output: Any, batch: dict[str, Tensor], metric: Metric) -> None:
+        """Update the benchmark's metric."""
 
-    def shown(self, labels: np.ndarray) -> np.ndarray:
+    def colour_numbers(self, labels: np.ndarray) -> np.ndarray:
         """Labels -> numbers of their colours, 0 for none."""
         return labels
 
@@ -98,10 +102,12 @@ class ChangeTask(DenseTask):
 
     def check_data(self, data: DataModule) -> None:
         """The data must be pairs with the labels of this task."""
-        if not isinstance(data, PairDataModule) or not set(self.needs) <= set(data.labels):
+        super().check_data(data)
+        missing = [name for name in self.needs if name not in data.labels]
+        if missing:
             raise ZooError(
-                f"data.class_path: {type(data).__name__} has no pairs with {', '.join(self.needs)},"
-                " expected a class of zoo.data.change.change that fits the task"
+                f"data.class_path: {type(data).__name__} has no labels of {', '.join(missing)}, "
+                f"which {type(self).__name__} learns; it has {', '.join(data.labels)}"
             )
 
     def forward(self, pre: Tensor, post: Tensor) -> Tensor:
@@ -112,11 +118,11 @@ class ChangeTask(DenseTask):
         """Loss of one batch."""
         return self.loss(self.model(batch["pre"], batch["post"]), batch)
 
-    def evaluate(self, batch: dict[str, Any], scores: MetricCollection) -> Tensor:
+    def evaluate(self, batch: dict[str, Any], scores: Scores) -> Tensor:
         """Scores of one batch; returns the labels."""
         output = self.eval_model(batch["pre"], batch["post"])
-        self.eval_loss.update(self.loss(output, batch), len(batch["pre"]))
-        self.measure(output, batch, scores)
+        scores["loss"].update(self.loss(output, batch), len(batch["pre"]))
+        self.measure(output, batch, scores["change"])
         return self.labels(output)
 
     # pictures
@@ -134,8 +140,8 @@ class ChangeTask(DenseTask):
         return {
             "before": before,
             "after": after,
-            "truth": overlay(paper, self.shown(truth), 1.0),
-            "prediction": overlay(paper, self.shown(mine), 1.0),
+            "truth": overlay(paper, self.colour_numbers(truth), 1.0),
+            "prediction": overlay(paper, self.colour_numbers(mine), 1.0),
             "right, wrong, missed": overlay(paper, verdict, 1.0),
         }
 
@@ -174,27 +180,25 @@ class ChangeTask(DenseTask):
         found = super().find_inputs([folder])
         return {str(path.relative_to(folder).with_suffix("")): path for path in found}
 
-    @torch.inference_mode()
-    def predict_files(
-        self, files: Sequence[Pair], data: DataModule, folder: Path
-    ) -> list[dict[str, Any]]:
-        """Write a map of each pair, its areas, a picture of it over the later picture, and one
-        beside both."""
-        if not isinstance(data, PairDataModule):
-            raise ZooError(f"{type(data).__name__} does not say how a picture becomes an input")
-        self.eval()
-        rows = []
-        for number, (before, after) in enumerate(files, start=1):
-            path = folder / f"{number:04d}_{before.stem}"
-            with data.open_pair(before, after) as pair:
-                columns = self._map(pair, data, path)
-            rows.append({"before": str(before), "after": str(after), **columns})
-        return rows
+    @override
+    def describe(self, source: Pair) -> dict[str, Any]:
+        before, after = source
+        return {"before": str(before), "after": str(after)}
 
-    def _map(self, pair: tuple[Raster, Raster], data: PairDataModule, path: Path) -> dict[str, Any]:
-        """Write the files of one pair; columns of ``predictions.csv``."""
+    def predict_one(
+        self, source: Pair, data: DataModule, stem: Path
+    ) -> tuple[dict[str, Any], Figure]:
+        """Write a map of a pair, its areas, a picture of it over the later picture; one beside
+        both."""
+        with data.open_pair(*source) as pair:
+            return self._map(pair, data, stem)
+
+    def _map(
+        self, pair: tuple[Raster, Raster], data: DataModule, path: Path
+    ) -> tuple[dict[str, Any], Figure]:
+        """Write the files of one pair; columns of ``predictions.csv``, and a picture."""
         height, width = pair[0].height, pair[0].width
-        numbers = self.shown(np.arange(len(self.names)))
+        numbers = self.colour_numbers(np.arange(len(self.names)))
         colours = {
             label: tuple(COLOURS[(number - 1) % len(COLOURS)].astype(int).tolist())
             for label, number in enumerate(numbers)
@@ -211,18 +215,18 @@ class ChangeTask(DenseTask):
         size = max(1, round(height * scale)), max(1, round(width * scale))
         first, second = (raster.overview(*size) for raster in pair)
         labels = result.overview(*size)
-        drawn = overlay(second, self.shown(np.where(labels == NO_DATA, 0, labels)))
+        drawn = overlay(second, self.colour_numbers(np.where(labels == NO_DATA, 0, labels)))
         Image.fromarray(drawn).save(path.with_name(f"{path.name}_overlay.png"))
         panels = {"before": first, "after": second, "change": drawn}
-        panel_rows([panels], path.name).savefig(path.with_suffix(".png"))
         areas = "" if pair[0].crs is None else result.write_polygons(self.names)
         shares = counts[:NO_DATA] / max(1, counts[:NO_DATA].sum())
-        return {"areas": areas} | {
+        columns = {"areas": areas} | {
             name: round(float(shares[chosen].sum()), 6) for name, chosen in self.summary.items()
         }
+        return columns, panel_rows([panels], path.name)
 
     def _tiles(
-        self, pair: tuple[Raster, Raster], data: PairDataModule
+        self, pair: tuple[Raster, Raster], data: Any
     ) -> Iterator[tuple[np.ndarray, int, int]]:
         """Labels uint8 of one part of the picture after the other, and where it lies."""
         rows, columns = (
@@ -255,7 +259,7 @@ class BinaryChangeDetection(ChangeTask):
     names = ("unchanged", "changed")
     needs = ("change",)
 
-    def scores(self) -> Metric:
+    def benchmark(self) -> Metric:
         """Recall, precision, accuracy, F1, IoU, Kappa."""
         return BinaryChangeScores()
 
@@ -272,9 +276,9 @@ class BinaryChangeDetection(ChangeTask):
         """1: changed."""
         return batch["change"]
 
-    def measure(self, output: Tensor, batch: dict[str, Tensor], scores: MetricCollection) -> None:
+    def measure(self, output: Tensor, batch: dict[str, Tensor], metric: Metric) -> None:
         """Update the scores."""
-        scores.update(self.labels(output), batch["change"])
+        metric.update(self.labels(output), batch["change"])
 
 
 class SemanticChangeDetection(ChangeTask):
@@ -291,7 +295,7 @@ class SemanticChangeDetection(ChangeTask):
     names = ("unchanged", *(f"{a} to {b}" for a in COVERS[1:] for b in COVERS[1:]))
     needs = ("change", "cover_pre", "cover_post")
 
-    def scores(self) -> Metric:
+    def benchmark(self) -> Metric:
         """Accuracy, F1, mean IoU, separated Kappa."""
         return SemanticChangeScores(len(COVERS) - 1)
 
@@ -321,16 +325,16 @@ class SemanticChangeDetection(ChangeTask):
         joint = joint.where((batch["cover_pre"] > 0) & (batch["cover_post"] > 0), -1)
         return joint.where(batch["change"] == 1, 0)
 
-    def measure(self, output: Any, batch: dict[str, Tensor], scores: MetricCollection) -> None:
+    def measure(self, output: Any, batch: dict[str, Tensor], metric: Metric) -> None:
         """Update the scores."""
-        scores.update(self.labels(output), self.truth(batch))
+        metric.update(self.labels(output), self.truth(batch))
 
     @property
     def summary(self) -> dict[str, slice]:
         """The share of all changes."""
         return {"share of changed": slice(1, None)}
 
-    def shown(self, labels: np.ndarray) -> np.ndarray:
+    def colour_numbers(self, labels: np.ndarray) -> np.ndarray:
         """Coloured by what is there afterwards."""
         return np.where(labels > 0, (labels - 1) % (len(COVERS) - 1) + 1, 0)
 
@@ -349,7 +353,7 @@ class DamageAssessment(ChangeTask):
     names = DAMAGES
     needs = ("building", "damage")
 
-    def scores(self) -> Metric:
+    def benchmark(self) -> Metric:
         """F1 of localisation, of damage, and overall."""
         return DamageScores()
 
@@ -370,11 +374,11 @@ class DamageAssessment(ChangeTask):
         """Damage."""
         return batch["damage"]
 
-    def measure(self, output: Any, batch: dict[str, Tensor], scores: MetricCollection) -> None:
+    def measure(self, output: Any, batch: dict[str, Tensor], metric: Metric) -> None:
         """Update the scores."""
         building, damage = (logits.argmax(1) for logits in output)
-        scores.update(building, damage, batch["building"], batch["damage"])
+        metric.update(building, damage, batch["building"], batch["damage"])
 
-    def shown(self, labels: np.ndarray) -> np.ndarray:
+    def colour_numbers(self, labels: np.ndarray) -> np.ndarray:
         """From green, no damage, to red, destroyed."""
         return np.array([0, GREEN, OLIVE, ORANGE, RED])[labels]

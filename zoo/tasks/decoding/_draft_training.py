@@ -10,16 +10,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, Metric
+from typing_extensions import override
 
 import zoo
 from zoo.arguments import blaming
 from zoo.checkpoints.exports import export
 from zoo.data.base import DataModule
+from zoo.data.language.text import TextDataModule
 from zoo.decoding.heads import save_head
 from zoo.errors import ZooError
 from zoo.models.language._causal_lm import load_causal_lm, save_causal_lm
 from zoo.plots.decoding import head_accuracy
+from zoo.tasks._scores import Scores
 from zoo.tasks.base import Task
 from zoo.tasks.decoding._decoding_test import DecodingTest
 from zoo.tasks.language.language_modeling import check_vocabulary, masked_mean
@@ -47,7 +50,7 @@ class DraftTraining(Task):
 
     monitor = "val/loss"
     monitor_mode = "min"
-    input_suffixes = frozenset()
+    data_type, data_has, data_example = TextDataModule, "tokens", "zoo.data.PythonSource"
 
     def __init__(
         self,
@@ -94,7 +97,12 @@ class DraftTraining(Task):
 
     @abstractmethod
     def losses(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Of a batch: the language models' loss (0 if frozen), the head's, and scores."""
+        """Of a batch: the language models' loss (0 if frozen), the head's, and scores, means over
+        tokens."""
+
+    @abstractmethod
+    def score_names(self) -> Sequence[str]:
+        """Names of the scores of :meth:`losses`."""
 
     @abstractmethod
     def method_options(self) -> dict[str, Any]:
@@ -104,66 +112,47 @@ class DraftTraining(Task):
         """Write the head for ``--heads``."""
         save_head(self.eval_model["head"], folder)
 
-    def configure_losses(self) -> None:
-        """They follow from the kind of head."""
-
-    def configure_metrics(self) -> None:
-        """Means of everything that is measured, made when they are first needed."""
-        self._means = nn.ModuleDict()
-        self._table: dict[str, float] = {}
-        self._texts: list[Tensor] = []
-        self._figures: dict[str, Figure] = {}
+    def configure_metrics(self, split: str) -> dict[str, Metric]:
+        """Losses and scores, means over tokens."""
+        losses = ("loss", "lm_loss") if self.train_target else ("loss",)
+        return {name: MeanMetric() for name in (*losses, *self.score_names())}
 
     def check_data(self, data: DataModule) -> None:
-        """The data must be text that the target can read."""
+        """The target must be able to read the text."""
+        super().check_data(data)
         key = "model.init_args.target_args.vocab_size" if self.train_target else "target"
         check_vocabulary(data, self.language_model("target"), key)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_loss(self, batch: Batch) -> Tensor:
         """Loss of the heads, and of the language models where they are trained."""
         lm_loss, head_loss, _ = self.losses(*batch)
-        return self.log_loss(lm_loss + self.head_weight * head_loss, len(batch[0]))
+        return lm_loss + self.head_weight * head_loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def evaluate(self, batch: Batch, scores: Scores) -> None:
         """Measure one batch."""
-        self._measure(batch)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Measure one batch."""
-        self._measure(batch)
-        if self.decoding_test is not None and not self._texts:
-            self._texts.append(batch[0])
-
-    def _measure(self, batch: Batch) -> None:
-        lm_loss, head_loss, scores = self.losses(*batch)
+        lm_loss, head_loss, values = self.losses(*batch)
         if self.train_target:
-            scores = scores | {"lm_loss": lm_loss}
-        for name, value in (scores | {"loss": head_loss}).items():
-            if name not in self._means:
-                self._means[name] = MeanMetric().to(self.device)
-            self._means[name].update(value, len(batch[0]))
+            values = values | {"lm_loss": lm_loss}
+        for name, value in (values | {"loss": head_loss}).items():
+            scores[name].update(value, batch[1].sum())
 
-    def _log_means(self, split: str) -> None:
-        self._table = {name: float(metric.compute()) for name, metric in self._means.items()}
-        self.log_dict({f"{split}/{name}": value for name, value in self._table.items()})
-        for metric in self._means.values():
-            metric.reset()
+    @override
+    def keep_examples(self, batch: Batch, outputs: Any) -> None:
+        if self.decoding_test is not None and not self.shown:
+            self.shown.append(batch[0])
 
-    def on_validation_epoch_end(self) -> None:
-        """Write the validation's scores."""
-        self._log_means("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Write the test's scores, decode, and export."""
-        self._log_means("test")
+    def finish_test(self) -> dict[str, Any]:
+        """Decode, and export."""
+        scores: dict[str, Any] = {}
+        self._figures: dict[str, Figure] = {}
         if self.decoding_test is not None:
             options = self.method_options()
             target = self.language_model("target").eval()
-            scores, figure = self.decoding_test.measure(target, self._texts[0], **options)
-            self.log_dict({f"test/{name}": value for name, value in scores.items()})
+            scores, figure = self.decoding_test.measure(target, self.shown[0], **options)
             self._figures["acceptance"] = figure
         if self.export is not None and self.trainer.is_global_zero:
             export(self.export, self._save)
+        return scores
 
     def _save(self, folder: Path) -> None:
         self.save_head(folder)
@@ -174,8 +163,9 @@ class DraftTraining(Task):
 
     def figures(self) -> dict[str, Figure]:
         """Accuracy of the heads by how far ahead they look, where they are several."""
+        table = {name: float(value) for name, value in sorted(self.results.items())}
         curves = {
-            label: [value for name, value in sorted(self._table.items()) if name.startswith(start)]
+            label: [value for name, value in table.items() if name.startswith(start)]
             for start, label in (("acc_head", "the text's token"), ("agree_head", "the target's"))
         }
         curves = {label: values for label, values in curves.items() if values}
@@ -183,9 +173,7 @@ class DraftTraining(Task):
             self._figures["head_accuracy"] = head_accuracy(curves, "Best guess of each head")
         return self._figures
 
-    def predict_files(
-        self, files: Sequence[Path], data: DataModule, folder: Path
-    ) -> list[dict[str, Any]]:
+    def find_inputs(self, sources: Sequence[Path]) -> Sequence[Any]:
         """Heads are used by ``python -m zoo.generate``."""
         raise ZooError(
             "draft heads predict nothing on their own: use python -m zoo.generate --target ... "

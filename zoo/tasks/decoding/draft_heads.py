@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from zoo.arguments import blaming
 from zoo.errors import ZooError
@@ -75,6 +77,11 @@ class TokenHeadTraining(DraftTraining):
             shape |= {"arch": "prefix-mlp", "prefix": layer_settings(target)}
         return HydraHeads(**(shape | self.head_args))
 
+    @override
+    def score_names(self) -> Sequence[str]:
+        count = getattr(self.model["head"], "num_heads", 1)
+        return [f"{name}_head{i}" for i in range(count) for name in ("acc", "agree")]
+
     def method_options(self) -> dict[str, Any]:
         """The heads."""
         return {"heads": self.eval_model["head"].eval()}
@@ -137,6 +144,10 @@ class AdapterTraining(DraftTraining):
                 f"{target.config.num_hidden_layers} layers"
             )
         return KangarooAdapter.for_target(target, {"exit_layer": self.exit_layer})
+
+    @override
+    def score_names(self) -> Sequence[str]:
+        return ("acceptance", "agree")
 
     def method_options(self) -> dict[str, Any]:
         """The adapter, which knows where it stands."""

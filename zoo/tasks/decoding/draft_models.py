@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchmetrics import Metric
 from torchmetrics.classification import BinaryAUROC
+from typing_extensions import override
 
 import zoo
 from zoo.errors import ZooError
 from zoo.models.decoding.specdec_pp import AcceptanceHead
 from zoo.models.language._causal_lm import save_causal_lm
-from zoo.tasks.decoding._draft_training import DraftTraining, next_token_loss, soft_cross_entropy
+from zoo.tasks._scores import Scores
+from zoo.tasks.decoding._draft_training import (
+    Batch,
+    DraftTraining,
+    next_token_loss,
+    soft_cross_entropy,
+)
 from zoo.tasks.language.language_modeling import masked_mean
 
 
@@ -59,10 +68,19 @@ class AcceptanceTraining(DraftTraining):
             )
         self.model["head"] = AcceptanceHead(draft.config.hidden_size, self.num_layers)
 
-    def configure_metrics(self) -> None:
-        """The area under the curve as well."""
-        super().configure_metrics()
-        self.auroc = BinaryAUROC(thresholds=200)
+    def configure_metrics(self, split: str) -> dict[str, Metric]:
+        """The area under the curve as well: each proposal counts as accepted or rejected by a throw
+        of its own probability."""
+        return super().configure_metrics(split) | {"auc": BinaryAUROC(thresholds=200)}
+
+    @override
+    def score_names(self) -> Sequence[str]:
+        return ("accepted",)
+
+    def evaluate(self, batch: Batch, scores: Scores) -> None:
+        """Measure one batch."""
+        super().evaluate(batch, scores)
+        scores["auc"].update(*self._thrown)
 
     def build_head(self, target: nn.Module) -> nn.Module:
         """Made later, when the draft model is known."""
@@ -101,15 +119,9 @@ class AcceptanceTraining(DraftTraining):
         scores = {"accepted": masked_mean(accepted, counted)}
         if not self.training:
             chosen = counted > 0
-            # each proposal counts as accepted or rejected by a throw of its own probability
             labels = torch.rand_like(accepted) < accepted
-            self.auroc.update(log_probs[..., 1].exp()[chosen], labels[chosen].int())
+            self._thrown = log_probs[..., 1].exp()[chosen], labels[chosen].int()
         return lm_loss, loss, scores
-
-    def _log_means(self, split: str) -> None:
-        super()._log_means(split)
-        self.log(f"{split}/auc", self.auroc.compute(), prog_bar=True)
-        self.auroc.reset()
 
 
 class DraftModelTraining(DraftTraining):
@@ -140,6 +152,10 @@ class DraftModelTraining(DraftTraining):
         """The draft model, with the target's vocabulary."""
         arguments = {"vocab_size": target.config.vocab_size} | self.draft_args
         return zoo.create_model(self.draft_name, **arguments)
+
+    @override
+    def score_names(self) -> Sequence[str]:
+        return ("acceptance",)
 
     def method_options(self) -> dict[str, Any]:
         """The draft model."""

@@ -6,16 +6,15 @@ from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor
-from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection
+from torchmetrics import MeanAbsoluteError, MeanMetric, MeanSquaredError, Metric
+from typing_extensions import override
 
-import zoo
-from zoo.data.base import DataModule
 from zoo.data.dense.crowds import CrowdDataModule
-from zoo.errors import ZooError
 from zoo.losses.counting import bayesian_loss, density_loss
 from zoo.metrics.counting import GAME
 from zoo.plots.panels import Panels
 from zoo.tasks._dense import DenseTask
+from zoo.tasks._scores import Scores
 
 
 class CrowdCounting(DenseTask):
@@ -34,6 +33,8 @@ class CrowdCounting(DenseTask):
 
     monitor = "val/mae"
     monitor_mode = "min"
+    data_type, data_has = CrowdDataModule, "points to count"
+    data_example = "zoo.data.ShanghaiTech"
 
     def __init__(
         self,
@@ -49,23 +50,16 @@ class CrowdCounting(DenseTask):
         """Build the network, its encoder from ImageNet if wanted."""
         super().configure_models()
         if self.vgg is not None and self.pretrained is None:
-            zoo.load_pretrained(self.model.vgg, self.vgg)
+            self.load_start(self.model.vgg, self.vgg)
 
-    def configure_losses(self) -> None:
-        """Functions of zoo.losses.counting."""
-
-    def configure_metrics(self) -> None:
-        """Errors of the counts."""
-        self.set_scores({"mae": MeanAbsoluteError(), "rmse": MeanSquaredError(squared=False)})
-        self.val_game, self.test_game = GAME(2), GAME(2)
-
-    def check_data(self, data: DataModule) -> None:
-        """The data must have points."""
-        if not isinstance(data, CrowdDataModule):
-            raise ZooError(
-                f"data.class_path: {type(data).__name__} has no points to count, expected a class "
-                "such as zoo.data.dense.crowds.ShanghaiTech"
-            )
+    @override
+    def configure_metrics(self, split: str) -> dict[str, Metric]:
+        return {
+            "loss": MeanMetric(),
+            "mae": MeanAbsoluteError(),
+            "rmse": MeanSquaredError(squared=False),
+            "game2": GAME(2),
+        }
 
     def forward(self, image: Tensor) -> Tensor:
         """[B, 3, H, W] -> density [B, 1, H/2, W/2]."""
@@ -82,28 +76,14 @@ class CrowdCounting(DenseTask):
             density, batch["density"], attention, batch["attention"], self.attention_weight
         )
 
-    def evaluate(self, batch: dict[str, Any], scores: MetricCollection) -> tuple[Tensor, Any]:
+    def evaluate(self, batch: dict[str, Any], scores: Scores) -> tuple[Tensor, Any]:
         """Errors of the counts; returns density and attention."""
         density, attention = self.eval_model(batch["image"])
-        self.eval_loss.update(self._loss(density, attention, batch), len(density))
-        scores.update(density.sum((1, 2, 3)), batch["count"])
-        game = self.test_game if self.trainer.testing else self.val_game
-        game.update(density, batch["density"])
+        scores["loss"].update(self._loss(density, attention, batch), len(density))
+        for name in ("mae", "rmse"):
+            scores[name].update(density.sum((1, 2, 3)), batch["count"])
+        scores["game2"].update(density, batch["density"])
         return density, attention
-
-    def on_validation_epoch_end(self) -> None:
-        """Write the validation's scores."""
-        self._log_game("val", self.val_game)
-        super().on_validation_epoch_end()
-
-    def on_test_epoch_end(self) -> None:
-        """Write the test's scores."""
-        self._log_game("test", self.test_game)
-        super().on_test_epoch_end()
-
-    def _log_game(self, split: str, game: GAME) -> None:
-        self.log(f"{split}/game2", game.compute())
-        game.reset()
 
     def panels(self, batch: dict[str, Any], predictions: Any, index: int) -> Panels:
         """Picture, true and estimated density with counts, attention."""

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import glob
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, l1_loss
-from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics import MeanMetric, Metric
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 from torchmetrics.image.fid import FrechetInceptionDistance
+from typing_extensions import override
 
-import zoo
 from zoo.checkpoints import read_state_dict
 from zoo.checkpoints.sources import locate
 from zoo.data.base import DataModule
@@ -29,6 +28,10 @@ from zoo.losses.adversarial import VGGLoss, relativistic_lsgan
 from zoo.models.dense.mutual_inpainting import PatchDiscriminator
 from zoo.plots.panels import Panels
 from zoo.tasks._dense import DenseTask
+from zoo.tasks._scores import Scores
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 #: Names of mask files end so: ``photo.jpg`` has its holes in ``photo_mask.png``.
 MASK_SUFFIX = "_mask"
@@ -55,6 +58,7 @@ class Inpainting(DenseTask):
 
     monitor = "val/hole_l1"
     monitor_mode = "min"
+    data_type, data_has, data_example = InpaintingData, "holes to fill", "zoo.data.Inpainting"
 
     def __init__(
         self,
@@ -78,42 +82,36 @@ class Inpainting(DenseTask):
         self.discriminators = nn.ModuleList(PatchDiscriminator() for _ in range(count))
         self.vgg = None if self.vgg_source is None else VGGLoss()
 
+    @override
     def setup(self, stage: str) -> None:
-        """VGG's weights are needed to train, and only then."""
         super().setup(stage)
-        if stage == "fit" and self.vgg is not None and self.vgg_source is not None:
-            zoo.load_pretrained(self.vgg, self.vgg_source)
+        if stage == "fit" and self.vgg is not None:  # VGG is needed to train, and only then
+            self.load_start(self.vgg, self.vgg_source)
+        if self.inception is not None and "fid" not in self.scores["test"]:
+            self.scores["test"]["fid"] = inception_distance(self.inception)
 
-    def configure_metrics(self) -> None:
-        """Scores of the composed picture."""
-        self.set_scores(
-            {
-                "psnr": PeakSignalNoiseRatio(data_range=2.0),
-                "ssim": StructuralSimilarityIndexMeasure(data_range=2.0),
-            }
-        )
-        self.means = nn.ModuleDict()
-        for split in ("val", "test"):
-            self.means[f"{split}_l1"], self.means[f"{split}_hole_l1"] = MeanMetric(), MeanMetric()
-        self.fid = None if self.inception is None else inception_distance(self.inception)
-        for low in range(0, 100, 10):
-            for name in ("psnr", "l1"):
-                self.means[f"test_{name}_{low}_{low + 10}"] = MeanMetric()
-
-    def check_data(self, data: DataModule) -> None:
-        """The data must have masks."""
-        if not isinstance(data, InpaintingData):
-            raise ZooError(
-                f"data.class_path: {type(data).__name__} has no holes to fill, expected "
-                "zoo.data.dense.inpainting.Inpainting"
-            )
+    def configure_metrics(self, split: str) -> dict[str, Metric]:
+        """Scores of the composed picture; in the test by the share of the holes as well."""
+        metrics: dict[str, Metric] = {
+            "loss": MeanMetric(),
+            "psnr": PeakSignalNoiseRatio(data_range=2.0),
+            "ssim": StructuralSimilarityIndexMeasure(data_range=2.0),
+            "l1": MeanMetric(),
+            "hole_l1": MeanMetric(),
+        }
+        if split == "test":
+            for low in range(0, 100, 10):
+                for name in ("psnr", "l1"):
+                    metrics[f"{name}_{low}_{low + 10}"] = MeanMetric()
+        return metrics
 
     def forward(self, image: Tensor, mask: Tensor) -> Tensor:
         """Picture [B, 3, H, W] and holes [B, 1, H, W] -> the picture with the holes filled."""
         return self.eval_model(image, mask)[0] * mask + image * (1 - mask)
 
-    def _parameter_groups(self) -> list[dict[str, Any]]:
-        groups = super()._parameter_groups()
+    @override
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        groups = super().parameter_groups()
         if len(self.discriminators):
             groups.append({"params": list(self.discriminators.parameters()), "weight_decay": 0.0})
         return groups
@@ -157,50 +155,28 @@ class Inpainting(DenseTask):
             loss = loss + relativistic_lsgan(*scores, generator=False)
         return loss
 
-    def evaluate(self, batch: dict[str, Any], scores: MetricCollection) -> Any:
+    def evaluate(self, batch: dict[str, Any], scores: Scores) -> Any:
         """Scores of the composed picture; returns it with structure and texture image."""
         image, mask = batch["image"], batch["mask"]
         output, *branches = self.eval_model(image, mask)
         filled = output * mask + image * (1 - mask)
-        scores.update(filled, image)
-        split = "test" if self.trainer.testing else "val"
         error = (filled - image).abs()
-        self.means[f"{split}_l1"].update(error.mean(), len(image))
-        self.means[f"{split}_hole_l1"].update(error.sum() / (3 * mask.sum()), len(image))
-        self.eval_loss.update(l1_loss(output, image), len(image))
-        if self.trainer.testing:
-            if self.fid is not None:
-                for pixels, real in ((image, True), (filled, False)):
-                    self.fid.update(((pixels + 1) / 2).clamp(0, 1), real=real)
+        scores["loss"].update(l1_loss(output, image), len(image))
+        for name in ("psnr", "ssim"):
+            scores[name].update(filled, image)
+        scores["l1"].update(error.mean(), len(image))
+        if mask.any():
+            scores["hole_l1"].update(error.sum() / (3 * mask.sum()), mask.sum())
+        if "fid" in scores:
+            for pixels, real in ((image, True), (filled, False)):
+                scores["fid"].update(((pixels + 1) / 2).clamp(0, 1), real=real)
+        if "l1_0_10" in scores:
             for share, one in zip(mask.mean((1, 2, 3)), filled - image, strict=True):
                 low = min(int(share * 10), 9) * 10
-                self.means[f"test_l1_{low}_{low + 10}"].update(one.abs().mean())
+                scores[f"l1_{low}_{low + 10}"].update(one.abs().mean())
                 psnr = 10 * torch.log10(4 / one.square().mean().clamp(min=1e-10))
-                self.means[f"test_psnr_{low}_{low + 10}"].update(psnr)
+                scores[f"psnr_{low}_{low + 10}"].update(psnr)
         return filled, *branches
-
-    def on_validation_epoch_end(self) -> None:
-        """Write the validation's scores."""
-        self._log_means("val")
-        super().on_validation_epoch_end()
-
-    def on_test_epoch_end(self) -> None:
-        """Write the test's scores."""
-        self._log_means("test")
-        if self.fid is not None:
-            self.log("test/fid", self.fid.compute())
-            self.fid.reset()
-        super().on_test_epoch_end()
-
-    def _log_means(self, split: str) -> None:
-        for name, metric in self.means.items():
-            if name.startswith(f"{split}_"):
-                with warnings.catch_warnings():  # of no update: other processes may have had some
-                    warnings.simplefilter("ignore")
-                    value = metric.compute()
-                if not value.isnan():  # no picture had such holes
-                    self.log(f"{split}/{name.removeprefix(f'{split}_')}", value)
-                metric.reset()
 
     def panels(self, batch: dict[str, Any], predictions: Any, index: int) -> Panels:
         """Holes, result, truth, and what the two branches say."""
@@ -218,20 +194,24 @@ class Inpainting(DenseTask):
 
     # files
 
-    def predict_files(
-        self, files: Sequence[Path], data: DataModule, folder: Path
-    ) -> list[dict[str, Any]]:
-        """Fill the holes of pictures; ``photo.jpg`` has them, white, in ``photo_mask.png``."""
+    def find_inputs(self, sources: Sequence[Path]) -> Sequence[Path]:
+        """Pictures; ``photo.jpg`` has its holes, white, in ``photo_mask.png``."""
+        files = super().find_inputs(sources)
         pictures = [path for path in files if not path.stem.endswith(MASK_SUFFIX)]
         if not pictures:
             raise ZooError("only masks are given, expected pictures with their masks beside them")
-        masks = [_mask_of(path) for path in pictures]
-        self._waiting = iter(masks)
-        return super().predict_files(pictures, data, folder)
+        return pictures
+
+    def predict_one(
+        self, source: Path, data: DataModule, stem: Path
+    ) -> tuple[dict[str, Any], Figure]:
+        """Fill the holes of a picture."""
+        self._mask = _mask_of(source)
+        return super().predict_one(source, data, stem)
 
     def predict_image(self, image: Tensor, data: DataModule) -> tuple[Tensor, Tensor]:
         """Picture in 0..1 -> the filled picture in 0..1, and the hole mask."""
-        mask = next(self._waiting)
+        mask = self._mask
         if mask.shape[-2:] != image.shape[-2:]:
             raise ZooError(
                 f"a mask of {tuple(mask.shape[-2:])} pixels for a picture of "

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, interpolate
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassPrecision, MulticlassRecall
 from torchmetrics.wrappers import ClasswiseWrapper
+from typing_extensions import override
 
-import zoo
-from zoo.data.base import DataModule
-from zoo.data.formats.pictures import read_picture
 from zoo.errors import ZooError
 from zoo.plots.panels import Panels, panel_rows
 from zoo.tasks.vision.classification import ImageClassification
@@ -56,33 +56,33 @@ class MedicalClassification(ImageClassification):
         """Build the network, its classifier from ImageNet if wanted."""
         super().configure_models()
         if self.backbone_source is not None and self.pretrained is None:
-            zoo.load_pretrained(self.model.backbone, self.backbone_source)
+            self.load_start(self.model.backbone, self.backbone_source)
         if not hasattr(self.model, "body"):
             self.body_epochs = 0
         self.lungs = None
         if self.body_epochs:
             self.lungs = nn.Conv2d(self.model.body.head.out_channels, 1, 1)
 
-    def configure_metrics(self) -> None:
+    def configure_metrics(self, split: str) -> dict[str, Metric | MetricCollection]:
         """Accuracy, and each class's scores."""
-        super().configure_metrics()
-        for scores in (self.val_scores, self.test_scores):
-            recall = MulticlassRecall(self.num_classes, average=None)
-            precision = MulticlassPrecision(self.num_classes, average=None)
-            scores.add_metrics(
-                {
-                    "sensitivity": ClasswiseWrapper(recall, prefix="sensitivity_"),
-                    "ppv": ClasswiseWrapper(precision, prefix="ppv_"),
-                }
-            )
+        metrics = super().configure_metrics(split)
+        recall = MulticlassRecall(self.num_classes, average=None)
+        precision = MulticlassPrecision(self.num_classes, average=None)
+        metrics["classes"].add_metrics(
+            {
+                "sensitivity": ClasswiseWrapper(recall, prefix="sensitivity_"),
+                "ppv": ClasswiseWrapper(precision, prefix="ppv_"),
+            }
+        )
+        return metrics
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+    def training_loss(self, batch: tuple[Tensor, ...]) -> Tensor:
         """The body alone in its stage, then everything."""
         images, targets, *masks = batch
         if self.current_epoch >= self.body_epochs:
             if hasattr(self.model, "body"):
                 self._slow_body_down()
-            return super().training_step((images, targets), batch_idx)
+            return super().training_loss((images, targets))
         if not masks:
             raise ZooError(
                 "model.init_args.body_epochs: the data give no lung masks to train the body with; "
@@ -92,7 +92,7 @@ class MedicalClassification(ImageClassification):
         mask = interpolate(masks[0], size=logits.shape[-2:])
         chance = logits.sigmoid()
         dice = 1 - (2 * (chance * mask).sum() + 1) / (chance.sum() + mask.sum() + 1)
-        return self.log_loss(dice + binary_cross_entropy_with_logits(logits, mask), len(images))
+        return dice + binary_cross_entropy_with_logits(logits, mask)
 
     def _slow_body_down(self) -> None:
         for group in self.trainer.optimizers[0].param_groups:
@@ -100,8 +100,9 @@ class MedicalClassification(ImageClassification):
                 group["lr_scale"] = self.body_lr_scale
                 group["lr"] *= self.body_lr_scale
 
-    def _parameter_groups(self) -> list[dict[str, Any]]:
-        groups = super()._parameter_groups()
+    @override
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        groups = super().parameter_groups()
         if not hasattr(self.model, "body"):
             return groups
         body = {id(p) for p in self.model.body.parameters()}
@@ -123,23 +124,17 @@ class MedicalClassification(ImageClassification):
             return figures
         self.eval()
         to_display = self.trainer.datamodule.to_display
-        images = [image for image, *_ in [*self._mistakes, *self._shown][:SHOWN]]
-        rows = [self._looks(image, to_display(image)) for image in images]
+        samples = islice(self.shown_mistakes_first(), SHOWN)
+        rows = [self._looks(image, to_display(image)) for image, *_ in samples]
         return figures | {"attention": panel_rows(rows, "Where the body and its heads look")}
 
-    @torch.inference_mode()
-    def predict_files(
-        self, files: Sequence[Path], data: DataModule, folder: Path
-    ) -> list[dict[str, Any]]:
-        """Classify picture files; beside each result, where MEDUSA looks at each scale."""
-        rows = super().predict_files(files, data, folder)
-        if hasattr(self.model, "body"):
-            for number, path in enumerate(files, start=1):
-                picture = read_picture(path)
-                image, _ = data.eval_transform((picture, 0))
-                figure = panel_rows([self._looks(image, np.asarray(picture))], path.name)
-                figure.savefig(folder / f"{number:04d}_{path.stem}_attention.png")
-        return rows
+    @override
+    def further_figures(
+        self, source: Path, picture: Image.Image, image: Tensor, prediction: str, data: Any
+    ) -> dict[str, Figure]:
+        if not hasattr(self.model, "body"):
+            return {}
+        return {"attention": panel_rows([self._looks(image, np.asarray(picture))], source.name)}
 
     def _looks(self, image: Tensor, picture: np.ndarray) -> Panels:
         """The picture, the body's answer, and each head's mean attention."""

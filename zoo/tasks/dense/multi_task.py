@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import interpolate, normalize, pad
-from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics import MeanMetric, Metric
 
 from zoo.data.base import DataModule
 from zoo.data.dense.multi_task import MultiTaskDataModule
@@ -27,6 +27,7 @@ from zoo.metrics.multi_task import AngularError, EdgeODS, LabelIoU, MaxF, mean_g
 from zoo.plots.maps import coloured
 from zoo.plots.panels import Panels, overlay
 from zoo.tasks._dense import DenseTask
+from zoo.tasks._scores import Scores
 
 #: Losses of the benchmarks, and their weights in MLoRE's and InvPT's recipes.
 LOSSES = {
@@ -74,6 +75,8 @@ class MultiTask(DenseTask):
 
     monitor = "val/loss"
     monitor_mode = "min"
+    data_type, data_has = MultiTaskDataModule, "labels of several tasks"
+    data_example = "zoo.data.NYUD"
 
     def __init__(
         self,
@@ -106,21 +109,16 @@ class MultiTask(DenseTask):
                 f"expected some of {', '.join(sorted(names))}"
             )
 
-    def configure_losses(self) -> None:
-        """Functions of zoo.losses.multi_task."""
-
-    def configure_metrics(self) -> None:
-        """A score a task."""
-        self.set_scores({})
-        self.measures = nn.ModuleDict(
-            {
-                f"{split}_{task}": self._measure(task, channels)
-                for split in ("val", "test")
-                for task, channels in self.outputs.items()
-                if (split, task) != ("val", "edge")  # minutes of a CPU's time
-            }
-        )
-        self.task_losses = nn.ModuleDict({task: MeanMetric() for task in self.outputs})
+    def configure_metrics(self, split: str) -> dict[str, Metric]:
+        """A loss and a score a task; validation leaves out that of edges, minutes of a CPU's
+        time."""
+        losses = {f"{task}_loss": MeanMetric() for task in self.outputs}
+        measures = {
+            task: self._measure(task, channels)
+            for task, channels in self.outputs.items()
+            if (split, task) != ("val", "edge")
+        }
+        return {"loss": MeanMetric(), **losses, **measures}
 
     def _measure(self, task: str, channels: int) -> Metric:
         match task:
@@ -136,11 +134,7 @@ class MultiTask(DenseTask):
 
     def check_data(self, data: DataModule) -> None:
         """The data must have labels for the network's tasks, with as many classes."""
-        if not isinstance(data, MultiTaskDataModule):
-            raise ZooError(
-                f"data.class_path: {type(data).__name__} has no labels of several tasks, expected "
-                "a class such as zoo.data.dense.multi_task.NYUD"
-            )
+        super().check_data(data)
         for task, channels in self.outputs.items():
             if task not in data.tasks:
                 raise ZooError(
@@ -180,35 +174,29 @@ class MultiTask(DenseTask):
             for task, output in outputs.items()
         }
 
-    def evaluate(self, batch: dict[str, Any], scores: MetricCollection) -> dict[str, Tensor]:
+    def evaluate(self, batch: dict[str, Any], scores: Scores) -> dict[str, Tensor]:
         """Scores of one batch; returns the outputs."""
-        split = "test" if self.trainer.testing else "val"
         outputs = self.eval_model(batch["image"])
         size = len(batch["image"])
-        self.eval_loss.update(self._loss(outputs, batch), size)
+        scores["loss"].update(self._loss(outputs, batch), size)
         for task, loss in self._task_losses(outputs, batch).items():
-            self.task_losses[task].update(loss, size)
+            scores[f"{task}_loss"].update(loss, size)
         for task, output in outputs.items():
-            name = f"{split}_{task}"
-            if name in self.measures:
-                self.measures[name].update(output[:, 0] if task == "depth" else output, batch[task])
+            if task in scores:
+                scores[task].update(output[:, 0] if task == "depth" else output, batch[task])
         return outputs
 
-    def _log_scores(self, split: str, scores: MetricCollection) -> None:
+    def summarize(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Losses, one score a task, and the mean gain over ``single``."""
+        losses = {name: value for name, value in results.items() if name not in SCORES}
         values: dict[str, float] = {}
-        for task in self.outputs:
-            self.log(f"{split}/{task}_loss", self.task_losses[task].compute())
-            self.task_losses[task].reset()
-            if f"{split}_{task}" in self.measures:
-                measure, score = self.measures[f"{split}_{task}"], SCORES[task][0]
-                value = measure.compute()
-                values[f"{task}_{score}"] = float(value[score] if task == "depth" else value)
-                measure.reset()
+        for task in self.outputs.keys() & results.keys():
+            score, value = SCORES[task][0], results[task]
+            values[f"{task}_{score}"] = float(value[score] if task == "depth" else value)
         if self.single and set(self.single) <= set(values):
             lower = {f"{task}_{score}": less for task, (score, less) in SCORES.items()}
             values["delta_m"] = mean_gain(values, self.single, lower)
-        self.log_dict({f"{split}/{name}": value for name, value in values.items()}, prog_bar=True)
-        super()._log_scores(split, scores)
+        return losses | values
 
     # pictures
 

@@ -10,13 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, interpolate
-from torchmetrics import MetricCollection
+from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassJaccardIndex
+from typing_extensions import override
 
-from zoo.data.base import DataModule
-from zoo.data.dense.volumes import VolumeDataModule
 from zoo.data.formats.maps import MapDataModule
-from zoo.errors import ZooError
 from zoo.losses.segmentation import (
     IGNORE,
     boundary_band,
@@ -27,7 +25,8 @@ from zoo.losses.segmentation import (
 from zoo.metrics.segmentation import BoundaryF1, ImageIoU, VolumeScores
 from zoo.plots.panels import Panels, overlay
 from zoo.tasks._dense import DenseTask
-from zoo.tasks.base import check_num_classes, check_several
+from zoo.tasks._scores import Scores
+from zoo.tasks.base import check_several
 
 
 @dataclass
@@ -67,6 +66,8 @@ class Segmentation(DenseTask):
 
     monitor = "val/miou"
     monitor_mode = "max"
+    data_has, data_example = "label maps", "zoo.data.Portraits"
+    sample_keys = ("image", "mask")
 
     def __init__(
         self,
@@ -84,8 +85,8 @@ class Segmentation(DenseTask):
         self.spacing = spacing
         super().__init__(**kwargs)
 
+    @override
     def configure_models(self) -> None:
-        """Build the network; the Lovasz hinge wants one output channel."""
         outputs = 1 if self.loss_settings.base == "lovasz" else self.num_classes
         self.model_args = {"num_classes": outputs} | self.model_args
         super().configure_models()
@@ -94,27 +95,17 @@ class Segmentation(DenseTask):
         """Class weights, if any, are counted when the first batch comes."""
         self.register_buffer("pixels", torch.zeros(self.num_classes, dtype=torch.float64))
 
-    def configure_metrics(self) -> None:
-        """Mean IoU; of two classes IoU and boundary F1 per picture as well."""
+    def configure_metrics(self, split: str) -> dict[str, Metric | MetricCollection]:
+        """Mean IoU; of two classes IoU and boundary F1 per picture; in the test also volumes."""
         scores: dict[str, Any] = {
             "miou": MulticlassJaccardIndex(self.num_classes, ignore_index=IGNORE)
         }
         if self.num_classes == 2:
             scores |= {"iou": ImageIoU(), "boundary_f1": BoundaryF1()}
-        self.set_scores(scores)
-        self.volume_scores = VolumeScores(self.num_classes, self.spacing)
-        self._volume: tuple[int | None, list[Tensor], list[Tensor]] = (None, [], [])
-
-    def check_data(self, data: DataModule) -> None:
-        """The data must have the task's number of classes."""
-        names = getattr(data, "class_names", None)
-        if names is None or not isinstance(data, MapDataModule):
-            raise ZooError(
-                f"data.class_path: {type(data).__name__} has no label maps, expected a class such "
-                "as zoo.data.dense.portraits.Portraits"
-            )
-        check_num_classes(self.num_classes, names)
-        self.class_names = names
+        metrics = {"loss": MeanMetric(), "pixels": MetricCollection(scores)}
+        if split == "test":
+            metrics["volumes"] = VolumeScores(self.num_classes, self.spacing)
+        return metrics
 
     def forward(self, image: Tensor) -> Tensor:
         """[B, C, H, W] -> class of each pixel [B, H, W]."""
@@ -166,14 +157,14 @@ class Segmentation(DenseTask):
         ce = cross_entropy(logits, mask, weights, ignore_index=IGNORE)
         return ce if settings.base == "ce" else 0.5 * ce + 0.5 * soft_dice_loss(logits, mask)
 
-    def evaluate(self, batch: dict[str, Any], scores: MetricCollection) -> Tensor:
+    def evaluate(self, batch: dict[str, Any], scores: Scores) -> Tensor:
         """Scores of one batch; returns the classes [B, H, W]."""
         mask = batch["mask"]
         logits = self._to_size(self.eval_model(batch["image"]), mask.shape[-2:])
-        self.eval_loss.update(self._loss(logits, mask), len(mask))
+        scores["loss"].update(self._loss(logits, mask), len(mask))
         labels = self._labels(logits, mask.shape[-2:])
-        scores.update(labels, mask)
-        if self.trainer.testing and "volume" in batch:
+        scores["pixels"].update(labels, mask)
+        if "volumes" in scores and "volume" in batch:
             for volume, mine, truth in zip(
                 batch["volume"].tolist(), labels.cpu(), mask.cpu(), strict=True
             ):
@@ -187,16 +178,17 @@ class Segmentation(DenseTask):
     def _close_volume(self) -> None:
         _, mine, truth = self._volume
         if mine:
-            self.volume_scores.update(torch.stack(mine), torch.stack(truth))
+            self.scores["test"]["volumes"].update(torch.stack(mine), torch.stack(truth))
         self._volume = (None, [], [])
 
+    @override
+    def on_test_epoch_start(self) -> None:
+        super().on_test_epoch_start()
+        self._volume: tuple[int | None, list[Tensor], list[Tensor]] = (None, [], [])
+
+    @override
     def on_test_epoch_end(self) -> None:
-        """Write the test's scores, of volumes too."""
         self._close_volume()
-        if isinstance(self.data, VolumeDataModule):
-            scores = self.volume_scores.compute()
-            self.log_dict({f"test/{name}": value for name, value in scores.items()})
-            self.volume_scores.reset()
         super().on_test_epoch_end()
 
     def panels(self, batch: dict[str, Any], predictions: Tensor, index: int) -> Panels:
@@ -225,7 +217,9 @@ class Segmentation(DenseTask):
     def show(self, picture: np.ndarray, output: Tensor) -> tuple[Panels, dict[str, Any]]:
         """The picture, coloured by its classes; the share of each class."""
         labels = output.cpu().numpy()
-        names = self.class_names or [str(i) for i in range(self.num_classes)]
-        share = np.bincount(labels.ravel(), minlength=self.num_classes) / labels.size
-        columns = {f"share of {n}": round(float(s), 4) for n, s in zip(names, share, strict=True)}
+        shares = np.bincount(labels.ravel(), minlength=self.num_classes) / labels.size
+        columns = {
+            f"share of {self.class_name(number)}": round(float(share), 4)
+            for number, share in enumerate(shares)
+        }
         return {"picture": picture, "result": overlay(picture, labels)}, columns

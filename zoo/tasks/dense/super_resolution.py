@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import l1_loss
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MeanMetric, Metric
 from torchmetrics.functional.image import (
     peak_signal_noise_ratio,
     structural_similarity_index_measure,
 )
+from typing_extensions import override
 
 import zoo
 from zoo.data.base import DataModule
@@ -27,6 +28,7 @@ from zoo.models.dense.mutual_inpainting import PatchDiscriminator
 from zoo.models.dense.yonos_sr import load_stable_diffusion, upsample
 from zoo.plots.panels import Panels
 from zoo.tasks._dense import DenseTask
+from zoo.tasks._scores import Scores
 
 
 @dataclass
@@ -79,6 +81,8 @@ class SuperResolution(DenseTask):
 
     monitor = "val/psnr"
     monitor_mode = "max"
+    data_type, data_has = SuperResolutionData, "small copies of pictures"
+    data_example = "zoo.data.SuperResolution"
 
     def __init__(
         self,
@@ -121,37 +125,39 @@ class SuperResolution(DenseTask):
     def configure_models(self) -> None:
         """Build the networks, from Stable Diffusion if wanted."""
         super().configure_models()
-        if self.stable_diffusion is not None:
+        if self.stable_diffusion is not None and self.starts_fresh:
             load_stable_diffusion(self.model, self.stable_diffusion)
         self.teacher: nn.Module | None = None
         self.stage_of_teacher = -1
 
     def configure_losses(self) -> None:
         """LPIPS and discriminator where they are wanted."""
-        self.lpips = None
-        if self.vgg is not None:
-            self.lpips = LPIPS()
-            zoo.load_pretrained(self.lpips, self.vgg)
+        self.lpips = None if self.vgg is None else LPIPS()
+        self.lpips_loaded = False
         self.discriminator = None
         if self.gan_weight:
             self.discriminator = PatchDiscriminator(**self.discriminator_args)
 
-    def configure_metrics(self) -> None:
-        """Scores of pictures, means of what is measured a picture."""
-        self.set_scores({})
+    @override
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if self.vgg is None or self.lpips_loaded:
+            return
+        if stage == "fit":  # a checkpoint to go on from has LPIPS's weights, one to evaluate not
+            self.load_start(self.lpips, self.vgg)
+        else:
+            zoo.load_pretrained(self.lpips, self.vgg)
+        self.lpips_loaded = True
+
+    def configure_metrics(self, split: str) -> dict[str, Metric]:
+        """Means of what is measured a picture."""
         names = ["psnr", "ssim", "bicubic_psnr", "autoencoder_psnr"]
         names += ["lpips"] if self.vgg is not None else []
-        self.means = nn.ModuleDict(
-            {f"{split}_{name}": MeanMetric() for split in ("val", "test") for name in names}
-        )
+        return {name: MeanMetric() for name in names}
 
     def check_data(self, data: DataModule) -> None:
         """The data must have small copies at the scales of all stages."""
-        if not isinstance(data, SuperResolutionData):
-            raise ZooError(
-                f"data.class_path: {type(data).__name__} has no small copies of pictures, expected "
-                "zoo.data.dense.super_resolution.SuperResolution"
-            )
+        super().check_data(data)
         needed = {s.scale // 2 for s in self.stages if s.distil}
         needed |= {s.scale for s in self.stages if s.train != "autoencoder"} | {self.scale}
         missing = sorted(needed - set(data.scales))
@@ -181,8 +187,8 @@ class SuperResolution(DenseTask):
                 return number
         return len(self.stages) - 1
 
+    @override
     def on_train_epoch_start(self) -> None:
-        """Freeze what this stage does not train; take its teacher."""
         stage = self.stages[self.stage]
         model = self.model
         model.requires_grad_(False)
@@ -200,19 +206,20 @@ class SuperResolution(DenseTask):
         else:
             yield from self.model.decoder_parts()
 
+    @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Remember which stage the teacher is of."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["stage_of_teacher"] = self.stage_of_teacher
 
+    @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Make room for the teacher, whose weights come with the others."""
         self.stage_of_teacher = checkpoint["stage_of_teacher"]
-        if self.stage_of_teacher >= 0:
+        if self.stage_of_teacher >= 0:  # its weights come with the others
             self.teacher = deepcopy(self.model.unet).requires_grad_(False).eval()
 
-    def _parameter_groups(self) -> list[dict[str, Any]]:
-        groups = super()._parameter_groups()
+    @override
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        groups = super().parameter_groups()
         if self.discriminator is not None:
             groups.append({"params": list(self.discriminator.parameters()), "weight_decay": 0.0})
         return groups
@@ -299,9 +306,8 @@ class SuperResolution(DenseTask):
 
     # scores
 
-    def evaluate(self, batch: dict[str, Any], scores: MetricCollection) -> tuple[Tensor, Tensor]:
+    def evaluate(self, batch: dict[str, Any], scores: Scores) -> tuple[Tensor, Tensor]:
         """Scores of one batch; returns the result and the bicubic enlargement."""
-        split = "test" if self.trainer.testing else "val"
         image = batch["image"]
         if f"low_{self.scale}" not in batch:
             raise ZooError(f"the test's pairs are of another scale than {self.scale}, the model's")
@@ -318,7 +324,7 @@ class SuperResolution(DenseTask):
         if self.lpips is not None:
             means["lpips"] = self.lpips(result, image).mean()
         for name, value in means.items():
-            self.means[f"{split}_{name}"].update(value, len(image))
+            scores[name].update(value, len(image))
         return result, plain
 
     def _luma(self, picture: Tensor) -> Tensor:
@@ -333,13 +339,6 @@ class SuperResolution(DenseTask):
         """Mean over pictures, on the luma without border; pictures in -1..1."""
         pair = (self._luma(p) for p in (picture, image))
         return peak_signal_noise_ratio(*pair, data_range=1.0, dim=(1, 2, 3))
-
-    def _log_scores(self, split: str, scores: MetricCollection) -> None:
-        for key, metric in self.means.items():
-            if key.startswith(f"{split}_") and metric.update_count:
-                name = key.removeprefix(f"{split}_")
-                self.log(f"{split}/{name}", metric.compute(), prog_bar=name == "psnr")
-                metric.reset()
 
     # pictures
 

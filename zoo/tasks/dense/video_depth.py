@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MeanMetric, Metric
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from zoo.data.base import DataModule
@@ -25,6 +25,14 @@ from zoo.models.dense.prelude_net import VideoOutput
 from zoo.plots.maps import coloured
 from zoo.plots.panels import Panels, panel_rows
 from zoo.tasks._dense import DenseTask
+from zoo.tasks._scores import Scores
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+#: Errors of depth: in the first lighting, there after scaling by medians, in the others.
+DEPTH = ("usual", "aligned", "shifted")
 
 
 class VideoDepth(DenseTask):
@@ -49,6 +57,7 @@ class VideoDepth(DenseTask):
 
     monitor = "val/loss"
     monitor_mode = "min"
+    data_type, data_has, data_example = VideoDataModule, "videos", "zoo.data.VirtualKITTI"
 
     def __init__(
         self,
@@ -77,26 +86,11 @@ class VideoDepth(DenseTask):
         if self.freeze_encoder:
             self.model.enc.requires_grad_(False)
 
-    def configure_losses(self) -> None:
-        """Functions of zoo.losses.depth."""
-
-    def configure_metrics(self) -> None:
+    def configure_metrics(self, split: str) -> dict[str, Metric]:
         """Scores of frames and depth."""
-        self.set_scores({})
-        self.means, self.errors = nn.ModuleDict(), nn.ModuleDict()
-        for split in ("val", "test"):
-            for name in ("frame_mse", "copy_mse", "ssim", "deviation", "mean_depth"):
-                self.means[f"{split}_{name}"] = MeanMetric()
-            for name in ("usual", "aligned", "shifted"):
-                self.errors[f"{split}_{name}"] = DepthErrors(align=name == "aligned")
-
-    def check_data(self, data: DataModule) -> None:
-        """The data must be videos."""
-        if not isinstance(data, VideoDataModule):
-            raise ZooError(
-                f"data.class_path: {type(data).__name__} has no videos, expected a class such as "
-                "zoo.data.dense.videos.VirtualKITTI"
-            )
+        means = ("loss", "frame_mse", "copy_mse", "ssim", "deviation", "mean_depth")
+        errors = {name: DepthErrors(align=name == "aligned") for name in DEPTH}
+        return {**{name: MeanMetric() for name in means}, **errors}
 
     def forward(self, frames: Tensor) -> VideoOutput:
         """Frames [B, T, 3, H, W] -> predicted frames, errors, depth."""
@@ -124,56 +118,43 @@ class VideoDepth(DenseTask):
             loss = loss + self.depth_weight * depth_loss
         return loss
 
-    def evaluate(self, batch: dict[str, Any], scores: MetricCollection) -> VideoOutput:
+    def evaluate(self, batch: dict[str, Any], scores: Scores) -> VideoOutput:
         """Scores of one batch; returns the outputs, lightings at axis 1."""
-        split = "test" if self.trainer.testing else "val"
         frames, target = batch["frames"], batch["depth"]
-        lightings = frames.shape[:2]
+        size, lightings = frames.shape[:2]
         flat = {name: batch[name].flatten(0, 1) for name in ("frames", "depth")}
         output = self._watch(self.eval_model, flat["frames"])
-        self.eval_loss.update(self._loss(output, flat), len(frames))
-        output = VideoOutput(*(None if o is None else o.unflatten(0, lightings) for o in output))
+        scores["loss"].update(self._loss(output, flat), size)
+        split = (None if o is None else o.unflatten(0, (size, lightings)) for o in output)
+        output = VideoOutput(*split)
         if output.frames is not None:
             mine, truth = (f[:, :, 1:].flatten(0, 2) for f in (output.frames, frames))
             before = frames[:, :, :-1].flatten(0, 2)
-            self.means[f"{split}_frame_mse"].update((mine - truth).square().mean())
-            self.means[f"{split}_copy_mse"].update((before - truth).square().mean())
+            scores["frame_mse"].update((mine - truth).square().mean(), size)
+            scores["copy_mse"].update((before - truth).square().mean(), size)
             ssim = structural_similarity_index_measure(mine, truth, data_range=1.0)
-            self.means[f"{split}_ssim"].update(ssim)
+            scores["ssim"].update(ssim, size)
         if output.depth is not None:
             depth, target = output.depth[:, :, 1:], target[:, :, 1:]
             for name in ("usual", "aligned"):
-                self.errors[f"{split}_{name}"].update(depth[:, 0], target[:, 0])
-            if lightings[1] > 1:
-                self.errors[f"{split}_shifted"].update(depth[:, 1:], target[:, 1:])
-                self.means[f"{split}_deviation"].update(depth.std(1, correction=0).mean())
-                self.means[f"{split}_mean_depth"].update(depth.mean())
+                scores[name].update(depth[:, 0], target[:, 0])
+            if lightings > 1:
+                scores["shifted"].update(depth[:, 1:], target[:, 1:])
+                scores["deviation"].update(depth.std(1, correction=0).mean(), size)
+                scores["mean_depth"].update(depth.mean(), size)
         return output
 
-    def _log_scores(self, split: str, scores: MetricCollection) -> None:
-        self.log(f"{split}/loss", self.eval_loss.compute())
-        self.eval_loss.reset()
-        means = {
-            name: self.means[f"{split}_{name}"].compute()
-            for name in ("frame_mse", "copy_mse", "ssim", "deviation", "mean_depth")
-            if self.means[f"{split}_{name}"].update_count
-        }
-        errors = {
-            name: self.errors[f"{split}_{name}"].compute()
-            for name in ("usual", "aligned", "shifted")
-            if self.errors[f"{split}_{name}"].count
-        }
-        values = {n: means[n] for n in ("frame_mse", "copy_mse", "ssim") if n in means}
-        values |= errors.get("usual", {})
-        if "aligned" in errors:
-            values["abs_rel_aligned"] = errors["aligned"]["abs_rel"]
-        if "shifted" in errors:
-            values["abs_rel_shifted"] = errors["shifted"]["abs_rel"]
+    def summarize(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Errors in the usual lighting, and how they differ in the others."""
+        values = {n: results[n] for n in ("loss", "frame_mse", "copy_mse", "ssim") if n in results}
+        values |= results.get("usual", {})
+        if "aligned" in results:
+            values["abs_rel_aligned"] = results["aligned"]["abs_rel"]
+        if "shifted" in results:
+            values["abs_rel_shifted"] = results["shifted"]["abs_rel"]
             values["gap"] = values["abs_rel_shifted"] / values["abs_rel"]
-            values["spread"] = means["deviation"] / means["mean_depth"]
-        self.log_dict({f"{split}/{name}": value for name, value in values.items()}, prog_bar=True)
-        for metric in (*self.means.values(), *self.errors.values()):
-            metric.reset()
+            values["spread"] = results["deviation"] / results["mean_depth"]
+        return values
 
     # pictures
 
@@ -194,42 +175,39 @@ class VideoDepth(DenseTask):
             panels["true depth"] = _map(batch["depth"][index, 0, -1])
         return panels
 
-    @torch.inference_mode()
-    def predict_files(
-        self, files: Sequence[Path], data: DataModule, folder: Path
-    ) -> list[dict[str, Any]]:
-        """Pictures of one folder are the frames of one video, in the order of their names.
+    def find_inputs(self, sources: Sequence[Path]) -> Sequence[Path]:
+        """Pictures of one folder are the frames of one video, in the order of their names."""
+        return sorted(super().find_inputs(sources), key=lambda path: (path.parent, path))
 
-        Writes for each frame a picture of what is said of it, and the depth by itself.
-        """
-        self.eval()
-        self.check_data(data)
-        rows: list[dict[str, Any]] = []
-        for parent, paths in groupby(sorted(files), key=lambda path: path.parent):
-            state, size = None, None
-            for path in paths:
-                pixels = np.asarray(read_picture(path))
-                if size is None:
-                    size = pixels.shape
-                if pixels.shape != size:
-                    raise ZooError(
-                        f"{path}: {pixels.shape[1]}x{pixels.shape[0]} pixels, but the video in "
-                        f"{parent} began with {size[1]}x{size[0]}"
-                    )
-                image = torch.from_numpy(pixels.transpose(2, 0, 1).copy())
-                inputs = data.to_input(image)[None].to(self.device)
-                padded = pad_to_multiple(inputs, self.model.stride)
-                if state is None:
-                    state = self.eval_model.initial_state(padded)
-                output, state = self.eval_model.step(padded, state)
-                output = self._crop_video(output, size)
-                panels, columns = self.show(pixels, output)
-                rows.append({"file": str(path), **columns})
-                name = f"{len(rows):04d}_{path.stem}"
-                panel_rows([panels], path.name).savefig(folder / f"{name}.png")
-                if output.depth is not None:
-                    Image.fromarray(coloured(panels["depth"])).save(folder / f"{name}_result.png")
-        return rows
+    def begin_prediction(self, data: DataModule) -> None:
+        """Forget an earlier video."""
+        super().begin_prediction(data)
+        self._video: _Watched | None = None
+
+    def predict_one(
+        self, source: Path, data: DataModule, stem: Path
+    ) -> tuple[dict[str, Any], Figure]:
+        """What is said of a frame, and the depth by itself; the next frame goes on from here."""
+        pixels = np.asarray(read_picture(source))
+        if self._video is None or self._video.folder != source.parent:
+            self._video = _Watched(source.parent, pixels.shape)
+        size = self._video.size
+        if pixels.shape != size:
+            raise ZooError(
+                f"{source}: {pixels.shape[1]}x{pixels.shape[0]} pixels, but the video in "
+                f"{source.parent} began with {size[1]}x{size[0]}"
+            )
+        image = torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+        inputs = data.to_input(image)[None].to(self.device)
+        padded = pad_to_multiple(inputs, self.model.stride)
+        if self._video.state is None:
+            self._video.state = self.eval_model.initial_state(padded)
+        output, self._video.state = self.eval_model.step(padded, self._video.state)
+        output = self._crop_video(output, size)
+        panels, columns = self.show(pixels, output)
+        if output.depth is not None:
+            Image.fromarray(coloured(panels["depth"])).save(f"{stem}_result.png")
+        return columns, panel_rows([panels], source.name)
 
     def _crop_video(self, output: VideoOutput, size: Sequence[int]) -> VideoOutput:
         height, width = size[:2]
@@ -253,3 +231,18 @@ class VideoDepth(DenseTask):
 
 def _map(depth: Tensor) -> np.ndarray:
     return depth.detach().float().cpu().numpy()
+
+
+@dataclass
+class _Watched:
+    """A video whose frames are predicted one after the other.
+
+    Attributes:
+        folder: of its frames.
+        size: of each, (height, width, channels).
+        state: of the network behind the last frame.
+    """
+
+    folder: Path
+    size: Sequence[int]
+    state: Any = None

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, Metric
+from typing_extensions import override
 
 import zoo
 from zoo.arguments import blaming
@@ -18,8 +18,10 @@ from zoo.data.base import DataModule
 from zoo.data.formats.files import reading
 from zoo.data.language.text import TextDataModule
 from zoo.errors import ZooError
+from zoo.metrics.vector_mean import VectorMean
 from zoo.models.language._causal_lm import export_causal_lm, load_causal_lm
 from zoo.plots.decoding import loss_by_position
+from zoo.tasks._scores import Scores
 from zoo.tasks.base import MODEL, Task
 from zoo.tasks.decoding._decoding_test import DecodingTest
 
@@ -41,6 +43,7 @@ class LanguageModeling(Task):
 
     monitor = "val/loss"
     monitor_mode = "min"
+    data_type, data_has, data_example = TextDataModule, "tokens", "zoo.data.PythonSource"
     input_suffixes = frozenset({".txt", ".py", ".md"})
 
     def __init__(
@@ -60,24 +63,20 @@ class LanguageModeling(Task):
         with blaming(MODEL):
             self.model = build_causal_lm(self.model_name, self.model_args)
 
-    def configure_losses(self) -> None:
-        """Cross-entropy, where the data's mask says so."""
-
-    def configure_metrics(self) -> None:
-        """Loss (nats per token), top-1 accuracy, and the loss at each position."""
-        self.eval_loss, self.eval_accuracy = MeanMetric(), MeanMetric()
-        self._by_position: list[Tensor] = []
-        self._texts: list[Tensor] = []
-        self._figures: dict[str, Figure] = {}
+    def configure_metrics(self, split: str) -> dict[str, Metric]:
+        """Loss (nats per token) and top-1 accuracy; in the test the loss at each position."""
+        metrics: dict[str, Metric] = {"loss": MeanMetric(), "acc1": MeanMetric()}
+        return metrics | ({"by_position": VectorMean()} if split == "test" else {})
 
     def check_data(self, data: DataModule) -> None:
-        """The data must be text, and the vocabulary large enough."""
+        """The vocabulary must be large enough."""
+        super().check_data(data)
         apart = "seq_idx" in inspect.signature(self.model.forward).parameters
         check_vocabulary(data, self.model, "model.init_args.model_args.vocab_size", apart)
 
-    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
-        """Cross-entropy of the next tokens."""
-        return self.log_loss(masked_mean(*self._losses(*batch)[:2]), len(batch[0]))
+    def training_loss(self, batch: tuple[Tensor, ...]) -> Tensor:
+        """Cross-entropy of the next tokens, where the data's mask says so."""
+        return masked_mean(*self._losses(*batch)[:2])
 
     def _losses(
         self, ids: Tensor, mask: Tensor, seq_idx: Tensor | None = None
@@ -92,88 +91,70 @@ class LanguageModeling(Task):
     def _current(self) -> nn.Module:
         return self.model if self.training else self.eval_model
 
-    def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
+    def evaluate(self, batch: tuple[Tensor, ...], scores: Scores) -> None:
         """Measure one batch."""
-        self._evaluate(batch)
-
-    def test_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
-        """Measure one batch, by position too."""
-        self._by_position.append(self._evaluate(batch).mean(0).cpu())
-        if self.decoding_test is not None and not self._texts:
-            self._texts.append(batch[0])
-
-    def _evaluate(self, batch: tuple[Tensor, ...]) -> Tensor:
         losses, mask, right = self._losses(*batch)
         if mask.sum() > 0:
-            self.eval_loss.update(masked_mean(losses, mask), mask.sum())
-            self.eval_accuracy.update(masked_mean(right.float(), mask), mask.sum())
-        return losses
+            scores["loss"].update(masked_mean(losses, mask), mask.sum())
+            scores["acc1"].update(masked_mean(right.float(), mask), mask.sum())
+        if "by_position" in scores:
+            scores["by_position"].update(losses)
 
-    def on_validation_epoch_end(self) -> None:
-        """Write the validation's scores."""
-        self._log("val")
+    @override
+    def keep_examples(self, batch: tuple[Tensor, ...], outputs: Any) -> None:
+        if self.decoding_test is not None and not self.shown:
+            self.shown.append(batch[0])
 
-    def on_test_epoch_start(self) -> None:
-        """Forget an earlier test."""
-        self._by_position, self._texts, self._figures = [], [], {}
+    def summarize(self, results: dict[str, Any]) -> dict[str, Any]:
+        """The perplexity as well."""
+        values = super().summarize(results)
+        if "loss" in values:
+            values["perplexity"] = values["loss"].exp()
+        return values
 
-    def on_test_epoch_end(self) -> None:
-        """Write the test's scores, decode, and export the model."""
-        self._log("test")
+    def finish_test(self) -> dict[str, Any]:
+        """Decode, and export the model."""
+        scores: dict[str, Any] = {}
+        self._figures: dict[str, Figure] = {}
         if self.decoding_test is not None:
-            scores, figure = self.decoding_test.measure(self.eval_model, self._texts[0])
-            self.log_dict({f"test/{name}": value for name, value in scores.items()})
+            scores, figure = self.decoding_test.measure(self.eval_model, self.shown[0])
             self._figures["acceptance"] = figure
         if self.export is not None and self.trainer.is_global_zero:
             export_causal_lm(self.eval_model, self.trainer.datamodule.tokenizer, self.export)
-
-    def _log(self, split: str) -> None:
-        loss = self.eval_loss.compute()
-        scores = {"loss": loss, "perplexity": loss.exp(), "acc1": self.eval_accuracy.compute()}
-        self.log_dict({f"{split}/{name}": value for name, value in scores.items()}, prog_bar=True)
-        self.eval_loss.reset()
-        self.eval_accuracy.reset()
+        return scores
 
     def figures(self) -> dict[str, Figure]:
         """How the loss falls along the text, and where drafts were accepted."""
-        losses = torch.stack(self._by_position).mean(0)
+        losses = self.results["by_position"].cpu()
         return {"loss_by_position": loss_by_position(losses), **self._figures}
 
-    @torch.inference_mode()
-    def predict_files(
-        self, files: Sequence[Path], data: DataModule, folder: Path
-    ) -> list[dict[str, Any]]:
-        """Loss and perplexity of text files."""
-        if not isinstance(data, TextDataModule):
-            raise ZooError(f"{type(data).__name__} has no tokenizer for text files")
+    def begin_prediction(self, data: DataModule) -> None:
+        """Get the tokenizer, which may have to be trained first."""
+        super().begin_prediction(data)
         data.setup("test")
         if data.tokenizer is None:
             raise ZooError(f"{type(data).__name__} has no tokenizer for text files")
-        self.eval()
-        rows = []
-        for path in files:
-            with reading(path, "a text file"):
-                text = path.read_text()
-            ids = data.tokenizer(text, return_tensors="pt")["input_ids"]
-            if ids.shape[1] < 2:
-                raise ZooError(
-                    f"{path}: {ids.shape[1]} tokens, expected a text of 2 or more: the first has "
-                    "nothing before it to predict it from"
-                )
-            ids = ids[:, : data.length].to(self.device)
-            losses, _, right = self._losses(ids, torch.ones_like(ids, dtype=torch.float))
-            loss = float(losses.mean())
-            loss_by_position(losses[0].cpu()).savefig(folder / f"{len(rows):04d}_{path.stem}.png")
-            rows.append(
-                {
-                    "file": str(path),
-                    "tokens": ids.shape[1],
-                    "loss": round(loss, 4),
-                    "perplexity": round(float(torch.tensor(loss).exp()), 3),
-                    "acc1": round(float(right.float().mean()), 4),
-                }
+
+    def predict_one(self, source: Path, data: Any, stem: Path) -> tuple[dict[str, Any], Figure]:
+        """Loss and perplexity of a text file."""
+        with reading(source, "a text file"):
+            text = source.read_text()
+        ids = data.tokenizer(text, return_tensors="pt")["input_ids"]
+        if ids.shape[1] < 2:
+            raise ZooError(
+                f"{source}: {ids.shape[1]} tokens, expected a text of 2 or more: the first has "
+                "nothing before it to predict it from"
             )
-        return rows
+        ids = ids[:, : data.length].to(self.device)
+        losses, _, right = self._losses(ids, torch.ones_like(ids, dtype=torch.float))
+        loss = losses.mean()
+        columns = {
+            "tokens": ids.shape[1],
+            "loss": round(float(loss), 4),
+            "perplexity": round(float(loss.exp()), 3),
+            "acc1": round(float(right.float().mean()), 4),
+        }
+        return columns, loss_by_position(losses[0].cpu())
 
 
 def build_causal_lm(name: str, arguments: dict[str, Any]) -> nn.Module:
@@ -188,20 +169,15 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     return (values * mask).sum() / mask.sum().clamp_min(1)
 
 
-def check_vocabulary(data: DataModule, model: nn.Module, key: str, apart: bool = False) -> None:
-    """The data must be text, and the model must know all its tokens.
+def check_vocabulary(data: Any, model: nn.Module, key: str, apart: bool = False) -> None:
+    """The model must know all tokens of a text data module.
 
     Args:
-        data: of the run.
+        data: text.
         model: the causal LM.
         key: of the recipe that sets its vocabulary.
         apart: whether documents that share a sample can be kept apart.
     """
-    if not isinstance(data, TextDataModule):
-        raise ZooError(
-            f"data.class_path: {type(data).__name__} has no tokens, expected a class such as "
-            "zoo.data.language.text.PythonSource"
-        )
     if data.separate and not apart:
         raise ZooError(
             f"data.init_args.separate: {type(model).__name__} cannot keep documents apart here, "

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, Metric
+from typing_extensions import override
 
 import zoo
 from zoo.arguments import blaming
@@ -19,6 +19,7 @@ from zoo.data.language.text import TextDataModule
 from zoo.data.multimodal.visual_chat import VisualChat
 from zoo.errors import ZooError
 from zoo.losses.distillation import attention_layers, logit_kl, masked_mse, tap
+from zoo.metrics.vector_mean import VectorMean
 from zoo.models.language._causal_lm import export_causal_lm
 from zoo.models.multimodal._mmmamba_attention import Mamba2Attention
 from zoo.models.multimodal._mmmamba_config import DecoderConfig
@@ -27,7 +28,8 @@ from zoo.models.multimodal.mmmamba import find_decoder, load_decoder, read_confi
 from zoo.plots.chat import conversations
 from zoo.plots.distillation import error_by_layer
 from zoo.tasks._freezing import train_only
-from zoo.tasks.base import Task, build_model
+from zoo.tasks._scores import Scores
+from zoo.tasks.base import MODEL, Task
 from zoo.tasks.language.language_modeling import check_vocabulary
 from zoo.tasks.multimodal._length_test import LengthTest
 from zoo.tasks.multimodal.visual_chat import (
@@ -71,13 +73,15 @@ class Distillation(Task):
         mse_factor: of the loss of stages 1 and 2.
         temperature: of both distributions in stage 3.
         length_test: measure the cost of decoding after the test.
-        question: that :meth:`predict_files` asks about a picture.
+        question: that is asked about a user's picture.
         export: name under which the student is kept, or a folder.
         kwargs: see :class:`zoo.tasks.Task`.
     """
 
     monitor = "val/loss"
     monitor_mode = "min"
+    data_type = (VisualChat, TextDataModule)
+    data_has, data_example = "conversations or text", "zoo.data.VisualChat"
     input_suffixes = PICTURE_SUFFIXES
 
     def __init__(
@@ -113,22 +117,20 @@ class Distillation(Task):
                     replace(config, **{"attention_layers": [], **self.model_args})
                 )
         else:
-            self.model = build_model(self.model_name, self.model_args)
+            with blaming(MODEL):
+                self.model = zoo.create_model(self.model_name, **self.model_args)
         patterns = self.trainable or TRAINABLE[self.stage]
         train_only(self.model, patterns, required=self.trainable is not None)
 
-    def configure_losses(self) -> None:
-        """Errors before the output projections, or KL divergence of the logits."""
-
-    def configure_metrics(self) -> None:
+    def configure_metrics(self, split: str) -> dict[str, Metric]:
         """Loss; in stage 3 also accuracy of the answers, the teacher's, and their agreement."""
-        self.eval_loss, self.eval_accuracy = MeanMetric(), MeanMetric()
-        self.teacher_accuracy, self.agreement = MeanMetric(), MeanMetric()
-        self._layer_errors: list[list[float]] = []
-        self._figures: dict[str, Figure] = {}
+        if self.stage < 3:
+            return {"loss": MeanMetric(), "layers": VectorMean()}
+        return {name: MeanMetric() for name in ("loss", "acc", "teacher_acc", "agreement")}
 
     def check_data(self, data: DataModule) -> None:
         """The data must fit the student."""
+        super().check_data(data)
         if isinstance(data, TextDataModule):
             check_vocabulary(data, self.model, "model.init_args.model_args.vocab_size")
         else:
@@ -143,10 +145,10 @@ class Distillation(Task):
             self._teacher.append(load_decoder(self.teacher_source).requires_grad_(False))
         return self._teacher[0].to(self.device).eval()
 
+    @override
     def setup(self, stage: str) -> None:
-        """Seed the student, or take that of the stage before."""
         super().setup(stage)
-        if stage != "fit":
+        if stage != "fit" or not self.starts_fresh:
             return
         seed_student(self.model, self.teacher, self.inherit_qkv)
         if self.start is not None:
@@ -165,14 +167,16 @@ class Distillation(Task):
 
     # steps
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Loss of one batch."""
+    @override
+    def batch_size(self, batch: Any) -> int:
+        return len(as_dictionary(batch)["input_ids"])
+
+    def training_loss(self, batch: Any) -> Tensor:
+        """Error of the layers, or KL divergence of the logits."""
         batch = as_dictionary(batch)
         if self.stage == 3:
-            loss = self._end_to_end(batch)[0]
-        else:
-            loss = self.mse_factor * torch.stack(self._layerwise(batch)).mean()
-        return self.log_loss(loss, len(batch["input_ids"]))
+            return self._end_to_end(batch)[0]
+        return self.mse_factor * torch.stack(self._layerwise(batch)).mean()
 
     def _layerwise(self, batch: Batch) -> list[Tensor]:
         """Error of each Mamba-2 layer, behind the teacher's own layers."""
@@ -199,79 +203,52 @@ class Distillation(Task):
         logits = model(**inputs_of(batch)).logits
         return logit_kl(logits, wanted, batch["present"], self.temperature), logits, wanted
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
+    def evaluate(self, batch: Any, scores: Scores) -> None:
         """Measure one batch."""
-        self._evaluate(as_dictionary(batch))
-
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Measure one batch."""
-        self._evaluate(as_dictionary(batch))
-
-    def _evaluate(self, batch: Batch) -> None:
+        batch = as_dictionary(batch)
         count = batch["present"].sum()
         if self.stage < 3:
-            errors = self._layerwise(batch)
-            self._layer_errors.append([float(error) for error in errors])
-            self.eval_loss.update(self.mse_factor * torch.stack(errors).mean(), count)
+            errors = torch.stack(self._layerwise(batch))
+            scores["layers"].update(errors[None])
+            scores["loss"].update(self.mse_factor * errors.mean(), count)
             return
         loss, logits, wanted = self._end_to_end(batch)
-        self.eval_loss.update(loss, count)
-        for metric, given in ((self.eval_accuracy, logits), (self.teacher_accuracy, wanted)):
+        scores["loss"].update(loss, count)
+        for name, given in (("acc", logits), ("teacher_acc", wanted)):
             right, counted = right_answers(given, batch, self.data)
-            metric.update((right * counted).sum() / counted.sum(), counted.sum())
+            scores[name].update((right * counted).sum() / counted.sum(), counted.sum())
         same = (logits.argmax(-1) == wanted.argmax(-1)).float()
-        self.agreement.update((same * batch["present"]).sum() / count, count)
+        scores["agreement"].update((same * batch["present"]).sum() / count, count)
 
-    def on_validation_epoch_start(self) -> None:
-        """Begin to measure."""
-        self._layer_errors = []
-
-    def on_validation_epoch_end(self) -> None:
-        """Write the validation's scores."""
-        self._log("val")
-
-    def on_test_epoch_start(self) -> None:
-        """Begin to measure."""
-        self._layer_errors = []
-
-    def on_test_epoch_end(self) -> None:
-        """Write the test's scores, draw, and export the student."""
-        self._log("test")
-        if self._layer_errors:
-            means = torch.tensor(self._layer_errors).mean(0).tolist()
-            self._figures["error_by_layer"] = error_by_layer(means)
-        if self.stage == 3 and isinstance(self.data, VisualChat):
+    def finish_test(self) -> dict[str, Any]:
+        """Ask, measure the cost of decoding, and export the student."""
+        scores: dict[str, Any] = {}
+        self._figures: dict[str, Figure] = {}
+        if self.stage < 3:
+            self._figures["error_by_layer"] = error_by_layer(self.results["layers"].tolist())
+        elif isinstance(self.data, VisualChat):
             shown = ask_test_questions(self.eval_model, self.data)
             self._figures["answers"] = conversations(shown, "Answers of the student")
         if self.length_test is not None:
             models = {"teacher": self.teacher, "student": self.eval_model}
             scores, self._figures["cost_by_length"] = self.length_test.measure(models)
-            self.log_dict({f"test/{name}": value for name, value in scores.items()})
         if self.export is not None and self.trainer.is_global_zero:
             export_causal_lm(self.eval_model, None, self.export)
-
-    def _log(self, split: str) -> None:
-        scores = {"loss": self.eval_loss}
-        if self.stage == 3:
-            scores |= {
-                "acc": self.eval_accuracy,
-                "teacher_acc": self.teacher_accuracy,
-                "agreement": self.agreement,
-            }
-        values = {f"{split}/{name}": metric.compute() for name, metric in scores.items()}
-        self.log_dict(values, prog_bar=True)
-        for metric in scores.values():
-            metric.reset()
+        return scores
 
     def figures(self) -> dict[str, Figure]:
         """Errors of the layers, or answers; the cost of decoding if it was measured."""
         return self._figures
 
-    def predict_files(
-        self, files: Sequence[Path], data: DataModule, folder: Path
-    ) -> list[dict[str, Any]]:
-        """Ask the student a question about pictures."""
-        return ask_about(self.eval(), self.eval_model, files, data, self.question, folder)
+    def begin_prediction(self, data: DataModule) -> None:
+        """Pictures must fit the student."""
+        if not isinstance(data, VisualChat):
+            raise ZooError(f"{type(data).__name__} does not say how a picture becomes an input")
+        check_chat(data, self.model)
+
+    def predict_one(self, source: Path, data: Any, stem: Path) -> tuple[dict[str, Any], Figure]:
+        """Ask the student the question about a picture."""
+        return ask_about(self.eval_model, source, data, self.question)
 
 
 def as_dictionary(batch: Any) -> Batch:

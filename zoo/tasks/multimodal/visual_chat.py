@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, Metric
+from typing_extensions import override
 
 from zoo.data.base import DataModule
 from zoo.data.formats.pictures import PICTURE_SUFFIXES, read_picture
@@ -18,106 +18,87 @@ from zoo.data.multimodal.visual_chat import PLACE, VisualChat
 from zoo.errors import ZooError
 from zoo.models.language._causal_lm import export_causal_lm
 from zoo.plots.chat import Exchange, conversations
-from zoo.tasks.base import Task, build_model
+from zoo.tasks._scores import Scores
+from zoo.tasks.base import ModelTask
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Batch = dict[str, Tensor]
+#: Test samples that are asked about.
 SHOWN = 8
 
 
-class VisualQuestionAnswering(Task):
+class VisualQuestionAnswering(ModelTask):
     """Learn to say what the assistant says in conversations about pictures.
 
     Args:
         model: name of a multimodal decoder.
-        model_args: what differs from it.
-        pretrained: weights to start from.
-        question: that :meth:`predict_files` asks about a picture.
+        question: that is asked about a user's picture.
         export: name under which the trained model is kept for other recipes, or a folder.
-        kwargs: see :class:`zoo.tasks.Task`.
+        args, kwargs: see :class:`zoo.tasks.ModelTask`.
     """
 
     monitor = "val/loss"
     monitor_mode = "min"
+    data_type, data_has = VisualChat, "pictures with conversations"
+    data_example = "zoo.data.VisualChat"
     input_suffixes = PICTURE_SUFFIXES
 
     def __init__(
         self,
         model: str = "mmmamba_teacher",
-        model_args: dict[str, Any] | None = None,
-        pretrained: str | None = None,
+        *args: Any,
         question: str = "What is in the picture?",
         export: str | None = None,
         **kwargs: Any,
     ) -> None:
-        self.model_name, self.model_args = model, model_args or {}
-        self.pretrained, self.question, self.export = pretrained, question, export
-        super().__init__(**kwargs)
+        self.question, self.export = question, export
+        super().__init__(model, *args, **kwargs)
 
-    def configure_models(self) -> None:
-        """Build the decoder."""
-        self.model = build_model(self.model_name, self.model_args, self.pretrained)
-
-    def configure_losses(self) -> None:
-        """Cross-entropy of what the assistant says."""
-
-    def configure_metrics(self) -> None:
+    def configure_metrics(self, split: str) -> dict[str, Metric]:
         """Loss (nats per token), and accuracy of the answers' tokens, ends of turns left out."""
-        self.eval_loss, self.eval_accuracy = MeanMetric(), MeanMetric()
-        self._shown: list[tuple[Any, list[Exchange]]] = []
+        return {"loss": MeanMetric(), "acc": MeanMetric()}
 
     def check_data(self, data: DataModule) -> None:
         """Pictures, their tokens and the vocabulary must fit the model."""
+        super().check_data(data)
         check_chat(data, self.model)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    @override
+    def batch_size(self, batch: Batch) -> int:
+        return len(batch["input_ids"])
+
+    def training_loss(self, batch: Batch) -> Tensor:
         """Cross-entropy of one batch."""
-        logits = self.model(**inputs_of(batch)).logits
-        return self.log_loss(answer_loss(logits, batch), len(batch["input_ids"]))
+        return answer_loss(self.model(**inputs_of(batch)).logits, batch)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def evaluate(self, batch: Batch, scores: Scores) -> None:
         """Measure one batch."""
-        self._evaluate(batch)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Measure one batch."""
-        self._evaluate(batch)
-
-    def _evaluate(self, batch: Batch) -> None:
         logits = self.eval_model(**inputs_of(batch)).logits
-        self.eval_loss.update(answer_loss(logits, batch), batch["mask"].sum())
+        scores["loss"].update(answer_loss(logits, batch), batch["mask"][:, 1:].sum())
         right, counted = right_answers(logits, batch, self.data)
-        self.eval_accuracy.update((right * counted).sum() / counted.sum(), counted.sum())
+        scores["acc"].update((right * counted).sum() / counted.sum(), counted.sum())
 
-    def on_validation_epoch_end(self) -> None:
-        """Write the validation's scores."""
-        self._log("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Write the test's scores, ask its first questions, and export the model."""
-        self._log("test")
-        if isinstance(self.data, VisualChat):
-            self._shown = ask_test_questions(self.eval_model, self.data)
+    def finish_test(self) -> dict[str, Any]:
+        """Ask the first questions of the test, and export the model."""
+        self.shown = ask_test_questions(self.eval_model, self.data)
         if self.export is not None and self.trainer.is_global_zero:
             export_causal_lm(self.eval_model, None, self.export)
-
-    def _log(self, split: str) -> None:
-        scores = {"loss": self.eval_loss.compute(), "acc": self.eval_accuracy.compute()}
-        self.log_dict({f"{split}/{name}": value for name, value in scores.items()}, prog_bar=True)
-        self.eval_loss.reset()
-        self.eval_accuracy.reset()
+        return {}
 
     def figures(self) -> dict[str, Figure]:
         """Some conversations of the test."""
-        return {"answers": conversations(self._shown, "Answers of the test")} if self._shown else {}
+        return {"answers": conversations(self.shown, "Answers of the test")} if self.shown else {}
 
-    def predict_files(
-        self, files: Sequence[Path], data: DataModule, folder: Path
-    ) -> list[dict[str, Any]]:
-        """Ask the question about pictures."""
-        return ask_about(self.eval(), self.eval_model, files, data, self.question, folder)
+    def begin_prediction(self, data: DataModule) -> None:
+        """Pictures must fit the model."""
+        super().begin_prediction(data)
+        check_chat(data, self.model)
+
+    def predict_one(self, source: Path, data: Any, stem: Path) -> tuple[dict[str, Any], Figure]:
+        """Ask the question about a picture."""
+        return ask_about(self.eval_model, source, data, self.question)
 
 
 def inputs_of(batch: Batch) -> dict[str, Tensor]:
@@ -160,17 +141,16 @@ def ask_test_questions(model: nn.Module, data: VisualChat) -> list[tuple[Any, li
     return rows
 
 
-def check_chat(data: DataModule, model: nn.Module) -> None:
+def check_chat(data: Any, model: nn.Module) -> None:
     """Conversations about pictures must fit the model that reads them.
+
+    Args:
+        data: a :class:`VisualChat`.
+        model: a multimodal decoder.
 
     Raises:
         ZooError: naming the setting to change.
     """
-    if not isinstance(data, VisualChat):
-        raise ZooError(
-            f"data.class_path: {type(data).__name__} has no pictures with conversations, expected "
-            "zoo.data.multimodal.visual_chat.VisualChat"
-        )
     config: Any = model.config
     expected = {
         "image_size": (data.image_size, config.image_size),
@@ -207,18 +187,10 @@ def answer(
 
 
 def ask_about(
-    task: Task, model: nn.Module, files: Sequence[Path], data: DataModule, question: str,
-    folder: Path,
-) -> list[dict[str, Any]]:  # fmt: skip
-    """Answers to one question about each picture file, with a picture of each."""
-    check_chat(data, model)
-    assert isinstance(data, VisualChat)
-    model = model.to(task.device).eval()
-    rows = []
-    for path in files:
-        image = read_picture(path)
-        text = answer(model, data, image, question)
-        figure = conversations([(np.asarray(image), [(question, text, None)])], path.name)
-        figure.savefig(folder / f"{len(rows):04d}_{path.stem}.png")
-        rows.append({"file": str(path), "question": question, "answer": text})
-    return rows
+    model: nn.Module, source: Path, data: VisualChat, question: str
+) -> tuple[dict[str, Any], Figure]:
+    """The answer to a question about a picture file, as a row and a picture."""
+    image = read_picture(source)
+    text = answer(model, data, image, question)
+    figure = conversations([(np.asarray(image), [(question, text, None)])], source.name)
+    return {"question": question, "answer": text}, figure

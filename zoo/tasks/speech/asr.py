@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, Metric, SumMetric
 from torchmetrics.text import CharErrorRate, WordErrorRate
+from typing_extensions import override
 
 from zoo.data.base import DataModule
 from zoo.data.formats.sound import RATE, SOUND_SUFFIXES, read_sound
@@ -22,17 +23,17 @@ from zoo.decoding.speech.transcribe import Search, greedy, transcribe
 from zoo.errors import ZooError
 from zoo.models.speech._samba_asr_streaming import SambaStream
 from zoo.plots.speech import Heard, spectrograms
-from zoo.tasks.base import Task, build_model
+from zoo.tasks._scores import Scores
+from zoo.tasks.base import ModelTask
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SHOWN = 4
 #: Seconds from one encoded frame to the next.
 FRAME = 0.02
 
 
-class SpeechRecognition(Task):
+class SpeechRecognition(ModelTask):
     """Write down what is said.
 
     The model is called as :class:`zoo.models.speech.samba_asr.SambaASR`. Validation decodes
@@ -41,74 +42,60 @@ class SpeechRecognition(Task):
     ``rtf``, seconds of work for a second of sound.
 
     Args:
-        model: name of a model.
-        model_args: arguments of the model beyond its published ones.
-        pretrained: weights to start from: a file, folder, URL or ``hf://owner/name``.
+        args, kwargs: see :class:`ModelTask`.
         ctc_weight: share of the CTC loss; the rest is cross-entropy. 0 trains without CTC.
         label_smoothing: of the cross-entropy.
         search: how the test and prediction look for text; greedily by default.
         stream_seconds: prediction reads a file in pieces of so many seconds, which needs a causal
             encoder and features that do not depend on what follows (``data.init_args.peak``); 0:
             at once.
-        kwargs: see :class:`Task`.
     """
 
     monitor = "val/wer"
     monitor_mode = "min"
+    data_type, data_has, data_example = SpeechDataModule, "speech", "zoo.data.LibriSpeech"
     input_suffixes = SOUND_SUFFIXES
+    shown_limit = 4
 
     def __init__(
         self,
-        model: str,
-        model_args: dict[str, Any] | None = None,
-        pretrained: str | None = None,
+        *args: Any,
         ctc_weight: float = 0.3,
         label_smoothing: float = 0.1,
         search: Search | None = None,
         stream_seconds: float = 0.0,
         **kwargs: Any,
     ) -> None:
-        self.model_name, self.model_args = model, model_args or {}
-        self.pretrained, self.ctc_weight = pretrained, ctc_weight
-        self.label_smoothing = label_smoothing
+        self.ctc_weight, self.label_smoothing = ctc_weight, label_smoothing
         self.search, self.stream_seconds = search or Search(), stream_seconds
         self.tokens: Tokens | None = None
-        super().__init__(**kwargs)
+        super().__init__(*args, **kwargs)
 
-    def configure_models(self) -> None:
-        """Build the network, with the given weights."""
-        self.model = build_model(self.model_name, self.model_args, self.pretrained)
-
-    def configure_losses(self) -> None:
-        """Cross-entropy and CTC of torch."""
-
-    def configure_metrics(self) -> None:
-        """Error rates."""
-        self.eval_loss = MeanMetric()
-        self.wer, self.cer, self.ctc_wer = WordErrorRate(), CharErrorRate(), WordErrorRate()
-        self.work, self.sound = MeanMetric(), MeanMetric()
-        self._shown: list[Heard] = []
+    def configure_metrics(self, split: str) -> dict[str, Metric]:
+        """Error rates; seconds of sound and of work."""
+        metrics = {"loss": MeanMetric(), "wer": WordErrorRate(), "cer": CharErrorRate()}
+        if split == "test":
+            metrics |= {"ctc_wer": WordErrorRate(), "work": SumMetric(), "sound": SumMetric()}
+        return metrics
 
     def check_data(self, data: DataModule) -> None:
-        """The data must be speech, in features and tokens that the model can take."""
-        if not isinstance(data, SpeechDataModule):
-            raise ZooError(
-                f"data.class_path: {type(data).__name__} has no speech, expected a class such as "
-                "zoo.data.speech.speech.LibriSpeech"
-            )
+        """The model must be able to take the features and the tokens."""
+        super().check_data(data)
         if data.n_mels != self.model.n_mels:
             raise ZooError(
                 f"data.init_args.n_mels is {data.n_mels}, the model's n_mels {self.model.n_mels}: "
                 "set both to the same"
             )
-        if self.tokens is None:
-            self.tokens = data.tokens
-        data.tokens = self.tokens
-        if len(self.tokens) > self.model.vocab_size:
+        tokens = len(self.tokens or data.tokens)
+        if tokens > self.model.vocab_size:
             raise ZooError(
-                f"the model knows {self.model.vocab_size} tokens, the data have "
-                f"{len(self.tokens)}: set model_args.vocab_size to {len(self.tokens)} or more"
+                f"the model knows {self.model.vocab_size} tokens, the data have {tokens}: set "
+                f"model_args.vocab_size to {tokens} or more"
             )
+
+    def use_data(self, data: Any) -> None:
+        """Take the data's tokens; a model that was trained has its own, which the data take."""
+        self.tokens = data.tokens = self.tokens or data.tokens
 
     # steps
 
@@ -132,38 +119,48 @@ class SpeechRecognition(Task):
         )
         return (1 - self.ctc_weight) * loss + self.ctc_weight * ctc_loss
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Loss of one batch."""
-        return self.log_loss(self._loss(self.model, batch), len(batch["texts"]))
+    @override
+    def batch_size(self, batch: dict[str, Any]) -> int:
+        return len(batch["texts"])
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Measure one batch, decoded greedily."""
-        self._evaluate(batch, Search(max_tokens=self.search.max_tokens))
+    def training_loss(self, batch: dict[str, Any]) -> Tensor:
+        """Cross-entropy, and CTC."""
+        return self._loss(self.model, batch)
 
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Measure one batch, and keep some recordings to show."""
-        texts, ctc = self._evaluate(batch, self.search)
-        heard = [self._text(ctc_greedy(row)) for row in ctc]
-        self.ctc_wer.update(heard, batch["texts"])
-        for i in range(min(len(texts), SHOWN - len(self._shown))):
-            features = batch["features"][i, : batch["lengths"][i]]
-            title, truth = self._text(texts[i]), batch["texts"][i]
-            title += "" if title == truth else f"\n(true: {truth})"
-            self._shown.append(self._heard(features, texts[i], ctc[i], title))
-
-    def _evaluate(
-        self, batch: dict[str, Any], search: Search
+    def evaluate(
+        self, batch: dict[str, Any], scores: Scores
     ) -> tuple[list[list[int]], list[Tensor]]:
         """Update loss and error rates; returns tokens and CTC logits [T', V] of each recording."""
-        self.eval_loss.update(self._loss(self.eval_model, batch), len(batch["texts"]))
+        testing = "ctc_wer" in scores
+        search = self.search if testing else Search(max_tokens=self.search.max_tokens)
+        scores["loss"].update(self._loss(self.eval_model, batch), len(batch["texts"]))
         started = time.perf_counter()
         texts, ctc = self._decode(batch["features"], batch["lengths"], search)
-        self.work.update(time.perf_counter() - started)
-        self.sound.update(batch["lengths"].sum() * FRAME / 2)
+        seconds = time.perf_counter() - started
         written = [self._text(text) for text in texts]
-        self.wer.update(written, batch["texts"])
-        self.cer.update(written, batch["texts"])
+        for name in ("wer", "cer"):
+            scores[name].update(written, batch["texts"])
+        if testing:
+            scores["ctc_wer"].update([self._text(ctc_greedy(row)) for row in ctc], batch["texts"])
+            scores["work"].update(seconds)
+            scores["sound"].update(batch["lengths"].sum() * FRAME / 2)
         return texts, ctc
+
+    def examples(
+        self, batch: dict[str, Any], outputs: tuple[list[list[int]], list[Tensor]]
+    ) -> Iterator[Heard]:
+        """Recordings with what was recognised."""
+        for i, (text, ctc) in enumerate(zip(*outputs, strict=True)):
+            title, truth = self._text(text), batch["texts"][i]
+            title += "" if title == truth else f"\n(true: {truth})"
+            yield self._heard(batch["features"][i, : batch["lengths"][i]], text, ctc, title)
+
+    def summarize(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Work in relation to the sound."""
+        values = super().summarize(results)
+        if "sound" in values:
+            values["rtf"] = values.pop("work") / values.pop("sound")
+        return values
 
     def _decode(
         self, features: Tensor, lengths: Tensor, search: Search
@@ -179,38 +176,16 @@ class SpeechRecognition(Task):
         assert self.tokens is not None
         return self.tokens.decode(tokens)
 
-    def on_validation_epoch_end(self) -> None:
-        """Write the validation's scores."""
-        self._log("val")
-
-    def on_test_epoch_start(self) -> None:
-        """Forget an earlier test."""
-        self._shown = []
-
-    def on_test_epoch_end(self) -> None:
-        """Write the test's scores."""
-        self.log("test/ctc_wer", self.ctc_wer.compute())
-        self.log("test/rtf", self.work.compute() / self.sound.compute())
-        self.ctc_wer.reset()
-        self._log("test")
-
-    def _log(self, split: str) -> None:
-        self.work.reset()
-        self.sound.reset()
-        for name, metric in (("loss", self.eval_loss), ("wer", self.wer), ("cer", self.cer)):
-            self.log(f"{split}/{name}", metric.compute(), prog_bar=True)
-            metric.reset()
-
     # checkpoints
 
+    @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the tokens: learned word pieces stand nowhere else."""
         super().on_save_checkpoint(checkpoint)
-        if self.tokens is not None:
+        if self.tokens is not None:  # learned word pieces stand nowhere else
             checkpoint["tokens"] = self.tokens.to_json()
 
+    @override
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        """Take the tokens."""
         if "tokens" in checkpoint:
             self.tokens = Tokens.from_json(checkpoint["tokens"])
             if isinstance(self.data if self._trainer else None, SpeechDataModule):
@@ -225,11 +200,9 @@ class SpeechRecognition(Task):
 
     def figures(self) -> dict[str, Figure]:
         """Some recordings of the test with the words where CTC finds them."""
-        if not self._shown:
+        if not self.shown:
             return {}
-        return {
-            "spectrograms": spectrograms(self._shown, "Test recordings and what was recognised")
-        }
+        return {"spectrograms": spectrograms(self.shown, "Test recordings and what was recognised")}
 
     def _heard(self, features: Tensor, text: list[int], ctc: Tensor, title: str) -> Heard:
         spans = ctc_align(ctc.float().log_softmax(-1), text)
@@ -243,37 +216,29 @@ class SpeechRecognition(Task):
                 words[-1][2] = max(words[-1][2], end * FRAME)
         return Heard(features.float().cpu().numpy(), [tuple(word) for word in words], title)
 
-    @torch.inference_mode()
-    def predict_files(
-        self, files: Sequence[Path], data: DataModule, folder: Path
-    ) -> list[dict[str, Any]]:
-        """Write down what is said in sound files; a picture of each spectrogram with the words."""
-        if not isinstance(data, SpeechDataModule):
-            raise ZooError(f"{type(data).__name__} does not say how sound becomes an input")
-        self.tokens = self.tokens or data.tokens
-        self.eval()
-        rows = []
-        for number, path in enumerate(files, start=1):
-            started = time.perf_counter()
-            sound = read_sound(path)
-            features = data.features(sound).to(self.device)
-            if self.stream_seconds > 0:
-                text, ctc = self._decode_stream(features, data)
-            else:
-                lengths = torch.tensor([len(features)], device=self.device)
-                (text,), (ctc,) = self._decode(features[None], lengths, self.search)
-            seconds, worked = len(sound) / RATE, time.perf_counter() - started
-            rows.append(
-                {
-                    "file": str(path),
-                    "transcript": self._text(text),
-                    "seconds": round(seconds, 2),
-                    "rtf": round(worked / seconds, 3),
-                }
-            )
-            heard = self._heard(features, text, ctc, self._text(text))
-            spectrograms([heard], path.name).savefig(folder / f"{number:04d}_{path.stem}.png")
-        return rows
+    def begin_prediction(self, data: Any) -> None:
+        """The tokens must be known."""
+        super().begin_prediction(data)
+        self.use_data(data)
+
+    def predict_one(self, source: Path, data: Any, stem: Path) -> tuple[dict[str, Any], Figure]:
+        """Write down what is said in a sound file; its spectrogram with the words."""
+        started = time.perf_counter()
+        sound = read_sound(source)
+        features = data.features(sound).to(self.device)
+        if self.stream_seconds > 0:
+            text, ctc = self._decode_stream(features, data)
+        else:
+            lengths = torch.tensor([len(features)], device=self.device)
+            (text,), (ctc,) = self._decode(features[None], lengths, self.search)
+        seconds, worked = len(sound) / RATE, time.perf_counter() - started
+        columns = {
+            "transcript": self._text(text),
+            "seconds": round(seconds, 2),
+            "rtf": round(worked / seconds, 3),
+        }
+        heard = self._heard(features, text, ctc, self._text(text))
+        return columns, spectrograms([heard], source.name)
 
     def _decode_stream(self, features: Tensor, data: SpeechDataModule) -> tuple[list[int], Tensor]:
         if data.peak is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,7 +11,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, Metric
+from typing_extensions import override
 
 from zoo.data.base import DataModule
 from zoo.data.formats.mot_files import (
@@ -27,7 +29,8 @@ from zoo.metrics.tracking import paired_iou, tracking_scores
 from zoo.models.tracking._byte_track import ByteTracker, Thresholds, fill_gaps
 from zoo.models.tracking._motion import KalmanMotion, Motion, TrackSSMMotion
 from zoo.plots.tracks import draw_detections, draw_tracks, frame_rows, write_animation
-from zoo.tasks.base import Task, build_model
+from zoo.tasks._scores import Scores, gather
+from zoo.tasks.base import ModelTask
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
 SHOWN, STRIP, WIDEST = 3, 4, 960
 
 
-class Tracking(Task):
+class Tracking(ModelTask):
     """Predict the next box of a track; find tracks in detections.
 
     Validation measures ``iou``, the overlap of predicted and true next boxes. The test runs the
@@ -45,79 +48,67 @@ class Tracking(Task):
 
     Args:
         model: name of a motion model.
-        model_args: arguments of the model beyond its published ones.
-        pretrained: weights to start from: a file, folder, URL or ``hf://owner/name``.
         motion: what predicts in test and prediction: the model, or a Kalman filter instead.
         thresholds: of the association.
         max_gap: put boxes on the straight line into gaps of tracks that are shorter than this; 0:
             none, tracks are complete as soon as a frame is read.
-        kwargs: see :class:`Task`.
+        args, kwargs: see :class:`ModelTask`.
     """
 
     monitor = "val/iou"
     monitor_mode = "max"
+    data_type, data_has, data_example = MOTChallenge, "tracks", "zoo.data.MOTChallenge"
     input_suffixes = TABLE_SUFFIXES
 
     def __init__(
         self,
         model: str = "trackssm",
-        model_args: dict[str, Any] | None = None,
-        pretrained: str | None = None,
+        *args: Any,
         motion: Literal["model", "kalman"] = "model",
         thresholds: Thresholds | None = None,
         max_gap: int = 0,
         **kwargs: Any,
     ) -> None:
-        self.model_name, self.model_args = model, model_args or {}
-        self.pretrained = pretrained
         self.motion_name, self.max_gap = motion, max_gap
         self.thresholds = thresholds or Thresholds()
-        super().__init__(**kwargs)
+        super().__init__(model, *args, **kwargs)
 
-    def configure_models(self) -> None:
-        """Build the motion model, with the given weights."""
-        self.model = build_model(self.model_name, self.model_args, self.pretrained)
-
-    def configure_losses(self) -> None:
-        """The model's own."""
-
-    def configure_metrics(self) -> None:
+    def configure_metrics(self, split: str) -> dict[str, Metric]:
         """Of the motion model; the tracker's come from trackeval."""
-        self.eval_loss, self.eval_iou, self.eval_error = MeanMetric(), MeanMetric(), MeanMetric()
-        self._tracked: list[tuple[Clip, np.ndarray]] = []
+        return {"iou": MeanMetric(), "loss" if split == "val" else "error": MeanMetric()}
 
     def check_data(self, data: DataModule) -> None:
-        """The data must be tracks, in windows that the model can take."""
-        if not isinstance(data, MOTChallenge):
-            raise ZooError(
-                f"data.class_path: {type(data).__name__} has no tracks, expected a class such as "
-                "zoo.data.tracking.tracks.MOTChallenge"
-            )
+        """The model must be able to take the windows."""
+        super().check_data(data)
         if data.interval != self.model.interval:
             raise ZooError(
                 f"data.init_args.interval is {data.interval}, but the model was made for "
                 f"{self.model.interval} boxes: set both to the same"
             )
 
-    # the motion model
+    def training_loss(self, batch: dict[str, Tensor]) -> Tensor:
+        """The motion model's own."""
+        return self.model.loss(batch["condition"], batch["cur_bbox"])
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """The model's loss of one batch."""
-        loss = self.model.loss(batch["condition"], batch["cur_bbox"])
-        return self.log_loss(loss, len(batch["condition"]))
-
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Measure the predictions for one batch."""
+    def evaluate(
+        self, batch: dict[str, Tensor] | list[Clip], scores: Scores
+    ) -> list[tuple[Clip, np.ndarray]]:
+        """Measure predictions of single boxes, or track through clips; returns the tracks."""
+        if not isinstance(batch, dict):
+            return [self._evaluate_clip(clip, scores) for clip in batch]
         condition, target = batch["condition"], batch["cur_bbox"]
-        self.eval_loss.update(self.eval_model.loss(condition, target), len(target))
-        self.eval_iou.update(paired_iou(self.eval_model(condition)[-1], target))
+        scores["loss"].update(self.eval_model.loss(condition, target), len(target))
+        scores["iou"].update(paired_iou(self.eval_model(condition)[-1], target))
+        return []
 
-    def on_validation_epoch_end(self) -> None:
-        """Write the validation's scores."""
-        self.log("val/loss", self.eval_loss.compute())
-        self.log("val/iou", self.eval_iou.compute(), prog_bar=True)
-        self.eval_loss.reset()
-        self.eval_iou.reset()
+    def _evaluate_clip(self, clip: Clip, scores: Scores) -> tuple[Clip, np.ndarray]:
+        """Track; lead the motion model along the true tracks."""
+        if not len(clip.truth):
+            raise ZooError(f"{clip.folder} has no gt/gt.txt with pedestrians to compare with")
+        predicted, true = follow(self.motion_for(clip.width, clip.height), clip)
+        scores["iou"].update(paired_iou(predicted, true))
+        scores["error"].update((predicted - true)[:, :2].norm(dim=1))
+        return clip, self.track(clip)
 
     # the tracker
 
@@ -138,43 +129,23 @@ class Tracking(Task):
         tracks = np.array(rows, float).reshape(-1, 6)
         return fill_gaps(tracks, max_gap=self.max_gap) if self.max_gap else tracks
 
-    def on_test_epoch_start(self) -> None:
-        """Forget the tracks of an earlier test."""
-        self._tracked = []
+    @override
+    def keep_examples(self, batch: list[Clip], outputs: list[tuple[Clip, np.ndarray]]) -> None:
+        self.shown += outputs  # all: the scores are of all clips together
 
-    def test_step(self, batch: list[Clip], batch_idx: int) -> None:
-        """Track through clips; measure the motion model on their true tracks."""
-        for clip in batch:
-            if not len(clip.truth):
-                raise ZooError(f"{clip.folder} has no gt/gt.txt with pedestrians to compare with")
-            self._tracked.append((clip, self.track(clip)))
-            predicted, true = follow(self.motion_for(clip.width, clip.height), clip)
-            self.eval_iou.update(paired_iou(predicted, true))
-            self.eval_error.update((predicted - true)[:, :2].norm(dim=1))
-
-    def on_test_epoch_end(self) -> None:
-        """Write the test's scores."""
-        self._tracked = self._of_all_processes(self._tracked)
-        clips, tracks = zip(*self._tracked, strict=True)
-        scores = tracking_scores(clips, tracks)
-        scores |= {"iou": self.eval_iou.compute(), "error": self.eval_error.compute()}
-        self.log_dict({f"test/{name}": float(value) for name, value in scores.items()})
-        self.eval_iou.reset()
-        self.eval_error.reset()
-
-    def _of_all_processes(self, mine: list[tuple[Clip, np.ndarray]]) -> list:
-        if self.trainer.world_size == 1:
-            return mine
-        parts: list[Any] = [None] * self.trainer.world_size
-        torch.distributed.all_gather_object(parts, mine)
-        return sorted((pair for part in parts for pair in part), key=lambda pair: pair[0].name)
+    def finish_test(self) -> dict[str, Any]:
+        """The scores of tracking."""
+        parts = gather(self.shown)
+        self.shown = sorted(chain.from_iterable(parts), key=lambda pair: pair[0].name)
+        clips, tracks = zip(*self.shown, strict=True)
+        return {name: float(value) for name, value in tracking_scores(clips, tracks).items()}
 
     # pictures
 
     def figures(self) -> dict[str, Figure]:
         """Detections, true tracks and ours in the middle of some clips."""
         rows = []
-        for clip, tracks in self._tracked[:SHOWN]:
+        for clip, tracks in self.shown[:SHOWN]:
             frame = clip.length // 2 + 1
             panels = {}
             for name in ("detections", "true tracks", "tracks"):
@@ -187,53 +158,48 @@ class Tracking(Task):
             rows.append(panels)
         return {"tracks": frame_rows(rows, "In the middle of test clips")} if rows else {}
 
-    @torch.inference_mode()
-    def predict_files(
-        self, files: Sequence[Path], data: DataModule, folder: Path
-    ) -> list[dict[str, Any]]:
-        """Track through a user's clips.
-
-        Args:
-            files: detections in MOT Challenge's layout, or one file for each frame as DiffMOT has
-                them; :func:`~zoo.data.formats.mot_files.clip_of_detections` says where frames
-                are found. Annotations (``gt/gt.txt``) among them are passed over.
-            data: not needed.
-            folder: takes, for each clip, the tracks in MOT Challenge's layout, a strip of frames
-                with boxes and trails, and an animation.
+    def find_inputs(self, sources: Sequence[Path]) -> Sequence[Path]:
+        """Detections in MOT Challenge's layout, or folders with one file for each frame as DiffMOT
+        has them. Annotations (``gt/gt.txt``) among them are passed over.
         """
-        self.eval()
-        sources = dict.fromkeys(
+        files = super().find_inputs(sources)
+        found = dict.fromkeys(
             path.parent if path.stem.isdigit() else path
             for path in files
             if path.parent.name != "gt"
         )
-        if not sources:
+        if not found:
             raise ZooError("no detections: expected a file such as det/det.txt beside the frames")
-        rows = []
-        for source in sources:
-            clip = clip_of_detections(source)
-            tracks = self.track(clip)
-            write_tracks(folder / f"{clip.name}.txt", tracks)
-            pictures = frame_pictures(clip.folder)
-            shown = np.linspace(1, clip.length, STRIP + 2).round().astype(int)[1:-1]
-            strip = {f"frame {i}": _drawn(clip, pictures, tracks, i) for i in shown}
-            frame_rows([strip], clip.name).savefig(folder / f"{clip.name}.png")
-            write_animation(
-                folder / f"{clip.name}.webp",
-                (_drawn(clip, pictures, tracks, i) for i in range(1, clip.length + 1)),
-                clip.rate,
-            )
-            numbers = np.unique(tracks[:, 1])
-            rows.append(
-                {
-                    "file": str(source),
-                    "frames": clip.length,
-                    "tracks": len(numbers),
-                    "frames per track": round(len(tracks) / max(len(numbers), 1), 1),
-                    "result": f"{clip.name}.txt",
-                }
-            )
-        return rows
+        return list(found)
+
+    def predict_one(
+        self, source: Path, data: DataModule, stem: Path
+    ) -> tuple[dict[str, Any], Figure | None]:
+        """Track through a user's clip: the tracks in MOT Challenge's layout, a strip of frames with
+        boxes and trails, and an animation, all named as the clip.
+        :func:`~zoo.data.formats.mot_files.clip_of_detections` says where frames are found.
+        """
+        clip = clip_of_detections(source)
+        tracks = self.track(clip)
+        path = stem.with_name(clip.name)
+        write_tracks(Path(f"{path}.txt"), tracks)
+        pictures = frame_pictures(clip.folder)
+        shown = np.linspace(1, clip.length, STRIP + 2).round().astype(int)[1:-1]
+        strip = {f"frame {i}": _drawn(clip, pictures, tracks, i) for i in shown}
+        frame_rows([strip], clip.name).savefig(f"{path}.png")
+        write_animation(
+            Path(f"{path}.webp"),
+            (_drawn(clip, pictures, tracks, i) for i in range(1, clip.length + 1)),
+            clip.rate,
+        )
+        numbers = np.unique(tracks[:, 1])
+        columns = {
+            "frames": clip.length,
+            "tracks": len(numbers),
+            "frames per track": round(len(tracks) / max(len(numbers), 1), 1),
+            "result": f"{clip.name}.txt",
+        }
+        return columns, None
 
 
 def follow(motion: Motion, clip: Clip, first: int = 6) -> tuple[Tensor, Tensor]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import timm
-import torch
+from PIL import Image
 from timm.data import ImageNetInfo, Mixup
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+from typing_extensions import override
 
 import zoo
 from zoo.arguments import blaming
@@ -21,7 +22,8 @@ from zoo.data.formats.pictures import PICTURE_SUFFIXES, read_picture
 from zoo.data.vision.images import ImageDataModule, ImageFolder
 from zoo.errors import ZooError
 from zoo.plots import annotated_picture, confusion_matrix, prediction_grid
-from zoo.tasks.base import MODEL, Task, check_num_classes, check_several
+from zoo.tasks._scores import Scores
+from zoo.tasks.base import MODEL, ModelTask, check_several
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,47 +50,43 @@ class MixupSettings:
     mode: Literal["batch", "pair", "elem"] = "batch"
 
 
-class ImageClassification(Task):
+class ImageClassification(ModelTask):
     """One class per image.
 
     Args:
         model: name of a model, ``python -m zoo.list`` shows them; any of timm's will do.
         num_classes: number of classes; the data must have as many.
-        model_args: arguments of the model beyond its published ones.
-        pretrained: weights to start from: a file, folder, URL or ``hf://owner/name``.
         label_smoothing: share of the target spread over all classes.
         mixup: settings, or null for none.
-        kwargs: see :class:`Task`.
+        args, kwargs: see :class:`ModelTask`.
     """
 
     monitor = "val/acc1"
     monitor_mode = "max"
+    data_type, data_has = ImageDataModule, "labelled images"
+    data_example = "zoo.data.ImageFolder"
     input_suffixes = PICTURE_SUFFIXES
 
     def __init__(
         self,
         model: str,
         num_classes: int,
-        model_args: dict[str, Any] | None = None,
-        pretrained: str | None = None,
+        *args: Any,
         label_smoothing: float = 0.1,
         mixup: MixupSettings | None = None,
         **kwargs: Any,
     ) -> None:
         check_several(num_classes)
-        self.model_name, self.model_args = model, model_args or {}
-        self.num_classes, self.pretrained = num_classes, pretrained
+        self.num_classes = num_classes
         self.label_smoothing, self.mixup_settings = label_smoothing, mixup
-        self.class_names = [str(number) for number in range(num_classes)]
-        super().__init__(**kwargs)
+        super().__init__(model, *args, **kwargs)
 
+    @override
     def configure_models(self) -> None:
-        """Build the network, with the given weights."""
         build = timm.create_model if timm.is_model(self.model_name) else zoo.create_model
         with blaming(MODEL):
             self.model = build(self.model_name, num_classes=self.num_classes, **self.model_args)
-        if self.pretrained is not None:
-            zoo.load_pretrained(self.model, self.pretrained)
+        self.load_start(self.model, self.pretrained)
 
     def configure_losses(self) -> None:
         """Cross-entropy; with mixup its targets are smoothed distributions."""
@@ -107,32 +105,20 @@ class ImageClassification(Task):
         )
         self.eval_criterion = nn.CrossEntropyLoss()
 
-    def configure_metrics(self) -> None:
+    def configure_metrics(self, split: str) -> dict[str, Metric | MetricCollection]:
         """Loss, top-1 and top-5 accuracy; in the test the confusion matrix as well."""
-        metrics: dict[str, Any] = {
+        accuracies = {
             f"acc{k}": MulticlassAccuracy(self.num_classes, top_k=k, average="micro")
             for k in (1, 5)
             if k < self.num_classes
         }
-        scores = MetricCollection(metrics)
-        self.val_scores, self.test_scores = scores.clone("val/"), scores.clone("test/")
-        self.eval_loss = MeanMetric()
-        self.confusion = MulticlassConfusionMatrix(self.num_classes)
-        self._shown: list[tuple[Tensor, int, int]] = []
-        self._mistakes: list[tuple[Tensor, int, int]] = []
-
-    def check_data(self, data: DataModule) -> None:
-        """The data must have the task's number of classes."""
-        if not isinstance(data, ImageDataModule):
-            raise ZooError(
-                f"data.class_path: {type(data).__name__} has no labelled images, "
-                "expected a class such as zoo.data.ImageFolder"
-            )
-        self.class_names = list(data.class_names)
-        check_num_classes(self.num_classes, self.class_names)
+        metrics = {"loss": MeanMetric(), "classes": MetricCollection(dict(accuracies))}
+        if split == "test":
+            metrics["confusion"] = MulticlassConfusionMatrix(self.num_classes)
+        return metrics
 
     def forward(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> logits [B, classes] of the judged model."""
+        """[B, 3, H, W] -> logits [B, classes] of the evaluated model."""
         return self.eval_model(images)
 
     def default_data(self) -> ImageDataModule:
@@ -154,7 +140,7 @@ class ImageClassification(Task):
 
     # steps
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_loss(self, batch: tuple[Tensor, ...]) -> Tensor:
         """Mix, predict, compare."""
         images, targets = batch
         if self.mixup:
@@ -164,94 +150,85 @@ class ImageClassification(Task):
                     "mixup needs an even number"
                 )
             images, targets = self.mixup(images, targets)
-        loss = self.train_criterion(self.model(images), targets)
-        return self.log_loss(loss, len(images))
+        return self.train_criterion(self.model(images), targets)
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Measure one batch."""
-        self._evaluate(batch, self.val_scores)
-
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Measure one batch, and keep some pictures to show."""
-        images, targets = batch
-        predicted = self._evaluate(batch, self.test_scores).argmax(dim=1)
-        self.confusion.update(predicted, targets)
-        for image, truth, guess in zip(images, targets.tolist(), predicted.tolist(), strict=True):
-            kept, limit = (
-                (self._shown, GRID_TOTAL) if truth == guess else (self._mistakes, GRID_MISTAKES)
-            )
-            if len(kept) < limit:
-                kept.append((image.cpu(), truth, guess))
-
-    def on_validation_epoch_end(self) -> None:
-        """Write the validation's scores."""
-        self._log_scores("val", self.val_scores)
-
-    def on_test_epoch_start(self) -> None:
-        """Forget the pictures of an earlier test."""
-        self._shown, self._mistakes = [], []
-        self.confusion.reset()
-
-    def on_test_epoch_end(self) -> None:
-        """Write the test's scores."""
-        self._log_scores("test", self.test_scores)
-
-    def _evaluate(self, batch: tuple[Tensor, Tensor], scores: MetricCollection) -> Tensor:
+    def evaluate(self, batch: tuple[Tensor, Tensor], scores: Scores) -> Tensor:
+        """Measure one batch; returns the predicted classes [B]."""
         images, targets = batch
         logits = self(images)
-        scores.update(logits, targets)
-        self.eval_loss.update(self.eval_criterion(logits, targets), len(images))
-        return logits
-
-    def _log_scores(self, split: str, scores: MetricCollection) -> None:
-        self.log(f"{split}/loss", self.eval_loss.compute())
-        self.log_dict(scores.compute(), prog_bar=True)
-        self.eval_loss.reset()
-        scores.reset()
+        predicted = logits.argmax(dim=1)
+        scores["loss"].update(self.eval_criterion(logits, targets), len(images))
+        scores["classes"].update(logits, targets)
+        if "confusion" in scores:
+            scores["confusion"].update(predicted, targets)
+        return predicted
 
     # pictures
 
+    @override
+    def keep_examples(self, batch: tuple[Tensor, Tensor], outputs: Tensor) -> None:
+        """Take pictures with true and predicted class: all that is shown may be right, but not all
+        wrong."""
+        images, targets = batch
+        for image, truth, guess in zip(images, targets.tolist(), outputs.tolist(), strict=True):
+            limit = GRID_TOTAL if truth == guess else GRID_MISTAKES
+            if sum((t == g) == (truth == guess) for _, t, g in self.shown) < limit:
+                self.shown.append((image.cpu(), truth, guess))
+
+    def shown_mistakes_first(self) -> Iterator[tuple[Tensor, int, int]]:
+        """Pictures of the test with true and predicted class."""
+        return iter(sorted(self.shown, key=lambda sample: sample[1] == sample[2]))
+
     def figures(self) -> dict[str, Figure]:
         """Confusion matrix and a grid of test pictures, mistakes first."""
-        samples = [*self._mistakes, *self._shown][:GRID_TOTAL]
-        names = self.class_names
         assert isinstance(self.data, ImageDataModule)
         to_display = self.data.to_display
-        counts = self.confusion.compute().cpu().numpy()
+        counts = self.results["confusion"].cpu().numpy()
         wrong = int(counts.sum() - counts.trace())
+        samples = [
+            (to_display(image), self.class_name(truth), self.class_name(guess))
+            for image, truth, guess in self.shown_mistakes_first()
+        ][:GRID_TOTAL]
+        shown = sum(truth != guess for _, truth, guess in samples)
+        title = f"Test pictures: {wrong:,} of {int(counts.sum()):,} wrong"
+        names = [self.class_name(i) for i in range(self.num_classes)]
         return {
             "confusion_matrix": confusion_matrix(counts, names),
             "predictions": prediction_grid(
-                [
-                    (to_display(image), names[truth], names[guess])
-                    for image, truth, guess in samples
-                ],
-                title=f"Test pictures: {wrong:,} of {int(counts.sum()):,} wrong"
-                + (f" ({len(self._mistakes)} of them shown)" if wrong else ""),
+                samples, title + (f" ({shown} of them shown)" if wrong else "")
             ),
         }
 
     # files
 
-    @torch.inference_mode()
-    def predict_files(
-        self, files: Sequence[Path], data: DataModule, folder: Path
-    ) -> list[dict[str, Any]]:
-        """Classify picture files; writes each picture with its most likely classes."""
-        names = self.class_names
-        self.eval()
-        rows = []
-        for path in files:
-            picture = read_picture(path)
-            image, _ = data.eval_transform((picture, 0))
-            scores = self(image[None].to(self.device))[0].float().softmax(0)
-            best = scores.topk(min(PREDICT_TOP, len(names)))
-            top = [(names[i], p) for p, i in zip(*map(Tensor.tolist, best), strict=True)]
-            rows.append(
-                {"file": str(path), "prediction": top[0][0], "probability": round(top[0][1], 6)}
-            )
-            for place, (name, probability) in enumerate(top[1:], start=2):
-                rows[-1] |= {f"prediction{place}": name}
-                rows[-1] |= {f"probability{place}": round(probability, 6)}
-            annotated_picture(picture, top).savefig(folder / f"{len(rows):04d}_{path.stem}.png")
-        return rows
+    def predict_one(
+        self, source: Path, data: DataModule, stem: Path
+    ) -> tuple[dict[str, Any], Figure]:
+        """Classify a picture file; the picture with its most likely classes."""
+        picture = read_picture(source)
+        image, _ = data.eval_transform((picture, 0))
+        image = image.to(self.device)
+        scores = self(image[None])[0].float().softmax(0)
+        best = scores.topk(min(PREDICT_TOP, len(scores)))
+        top = [(self.class_name(i), p) for p, i in zip(*map(Tensor.tolist, best), strict=True)]
+        columns = {"prediction": top[0][0], "probability": round(top[0][1], 6)}
+        for place, (name, probability) in enumerate(top[1:], start=2):
+            columns |= {f"prediction{place}": name, f"probability{place}": round(probability, 6)}
+        further = self.further_figures(source, picture, image, top[0][0], data)
+        for ending, figure in further.items():
+            figure.savefig(f"{stem}_{ending}.png")
+        return columns, annotated_picture(picture, top)
+
+    def further_figures(
+        self, source: Path, picture: Image.Image, image: Tensor, prediction: str, data: Any
+    ) -> dict[str, Figure]:
+        """More pictures of a prediction, by the ending of their file names.
+
+        Args:
+            source: the file.
+            picture: what is in it.
+            image: the same as the network's input [3, H, W].
+            prediction: name of the class.
+            data: shows inputs.
+        """
+        return {}

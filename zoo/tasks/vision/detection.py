@@ -8,16 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics import MetricCollection
+from torchmetrics import Metric
+from typing_extensions import override
 
-from zoo.data.base import DataModule
 from zoo.data.vision.coco import COCO
-from zoo.errors import ZooError
 from zoo.metrics.detection import AveragePrecision
 from zoo.plots.boxes import draw_objects
 from zoo.plots.panels import Panels
 from zoo.tasks._dense import DenseTask
-from zoo.tasks.base import check_num_classes
+from zoo.tasks._scores import Scores
 
 _TARGETS = ("boxes", "labels", "masks", "iscrowd")
 
@@ -37,43 +36,30 @@ class Detection(DenseTask):
 
     monitor = "val/ap"
     monitor_mode = "max"
+    data_type, data_has, data_example = COCO, "objects", "zoo.data.COCO"
 
     def __init__(self, num_classes: int, shown_score: float = 0.5, **kwargs: Any) -> None:
         self.num_classes, self.shown_score = num_classes, shown_score
         super().__init__(**kwargs)
 
+    @override
     def configure_models(self) -> None:
-        """Build the detector for the data's classes."""
         self.model_args = {"num_classes": self.num_classes} | self.model_args
         super().configure_models()
 
-    def configure_losses(self) -> None:
-        """The detector has its own."""
-
-    def configure_metrics(self) -> None:
-        """COCO's average precision."""
-        self.set_scores({"ap": AveragePrecision(masks=self.model.masks)})
-
-    def check_data(self, data: DataModule) -> None:
-        """The data must have boxes, and the task's number of classes."""
-        if not isinstance(data, COCO):
-            raise ZooError(
-                f"data.class_path: {type(data).__name__} has no objects, expected a class such as "
-                "zoo.data.vision.coco.COCO"
-            )
-        names = data.class_names
-        check_num_classes(self.num_classes, names, "kinds of objects")
-        self.class_names = names
+    @override
+    def configure_metrics(self, split: str) -> dict[str, Metric]:
+        return {"ap": AveragePrecision(masks=self.model.masks)}
 
     def training_loss(self, batch: dict[str, Any]) -> Tensor:
         """Sum of the detector's losses."""
         losses: dict[str, Tensor] = self.model(batch["image"], _targets(batch))
         return torch.stack(list(losses.values())).sum()
 
-    def evaluate(self, batch: dict[str, Any], scores: MetricCollection) -> list[dict[str, Tensor]]:
+    def evaluate(self, batch: dict[str, Any], scores: Scores) -> list[dict[str, Tensor]]:
         """Scores of one batch; returns the objects of each picture."""
         found = [_outlined(objects) for objects in self.eval_model(batch["image"])]
-        scores.update(found, _targets(batch))
+        scores["ap"].update(found, _targets(batch))
         return found
 
     def panels(self, batch: dict[str, Any], predictions: Any, index: int) -> Panels:
@@ -92,7 +78,7 @@ class Detection(DenseTask):
     def show(self, picture: np.ndarray, output: dict[str, Tensor]) -> tuple[Panels, dict[str, Any]]:
         """The picture with its objects; their number, and a JSON list of them."""
         listed = [
-            {"label": self._name(label), "score": round(score, 4),
+            {"label": self.class_name(label), "score": round(score, 4),
              "box": [round(side, 1) for side in box]}
             for label, score, box in zip(
                 output["labels"].tolist(), output["scores"].tolist(), output["boxes"].tolist(),
@@ -106,11 +92,8 @@ class Detection(DenseTask):
         sure = objects["scores"] >= self.shown_score
         return {name: value[sure] for name, value in objects.items()}
 
-    def _name(self, label: int) -> str:
-        return str(label) if self.class_names is None else self.class_names[label]
-
     def _drawn(self, picture: np.ndarray, objects: dict[str, Tensor]) -> np.ndarray:
-        texts = [self._name(label) for label in objects["labels"].tolist()]
+        texts = [self.class_name(label) for label in objects["labels"].tolist()]
         if "scores" in objects:
             sure = objects["scores"].tolist()
             texts = [f"{text} {score:.2f}" for text, score in zip(texts, sure, strict=True)]

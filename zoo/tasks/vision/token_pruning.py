@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
+from typing_extensions import override
 
-from zoo.data.base import DataModule
-from zoo.data.formats.pictures import read_picture
 from zoo.data.vision.images import ImageDataModule
 from zoo.errors import ZooError
 from zoo.plots.kept_patches import kept_patches
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SHOWN = 6
+TITLE = "Patches that were kept"
 
 
 class PrunedClassification(ImageClassification):
@@ -41,31 +41,23 @@ class PrunedClassification(ImageClassification):
 
     def figures(self) -> dict[str, Figure]:
         """Also the patches that were kept of some test pictures."""
-        figures = super().figures()
-        samples = [*self._mistakes[:1], *self._shown][:SHOWN]
         assert isinstance(self.data, ImageDataModule)
+        mistakes = [(image, t, g) for image, t, g in self.shown if t != g]
+        right = [(image, t, g) for image, t, g in self.shown if t == g]
         rows = []
-        for image, truth, guess in samples:
-            text = f"{self.class_names[guess]} (true: {self.class_names[truth]})"
+        for image, truth, guess in [*mistakes[:1], *right][:SHOWN]:
+            text = f"{self.class_name(guess)} (true: {self.class_name(truth)})"
             rows.append((self.data.to_display(image), self._kept(image), text))
-        if rows:
-            figures["kept_patches"] = kept_patches(rows, "Patches that were kept")
-        return figures
+        return super().figures() | ({"kept_patches": kept_patches(rows, TITLE)} if rows else {})
 
-    def predict_files(
-        self, files: Sequence[Path], data: DataModule, folder: Path
-    ) -> list[dict[str, Any]]:
-        """Classify picture files; also writes which patches of each were kept."""
-        rows = super().predict_files(files, data, folder)
-        assert isinstance(data, ImageDataModule)
-        for number, (path, row) in enumerate(zip(files, rows, strict=True), start=1):
-            image, _ = data.eval_transform((read_picture(path), 0))
-            shown = (data.to_display(image), self._kept(image), row["prediction"])
-            figure = kept_patches([shown], "Patches that were kept")
-            figure.savefig(folder / f"{number:04d}_{path.stem}_kept.png")
-        return rows
+    @override
+    def further_figures(
+        self, source: Path, picture: Image.Image, image: Tensor, prediction: str, data: Any
+    ) -> dict[str, Figure]:
+        shown = (data.to_display(image), self._kept(image), prediction)
+        return {"kept": kept_patches([shown], TITLE)}
 
+    @torch.inference_mode()
     def _kept(self, image: Tensor) -> list[np.ndarray]:
-        with torch.inference_mode():
-            maps = self.eval_model.kept_patches(image[None].to(self.device))  # type: ignore[operator]
+        maps = self.eval_model.kept_patches(image[None].to(self.device))  # type: ignore[operator]
         return [kept[0].cpu().numpy() for kept in maps]

@@ -1,0 +1,150 @@
+"""Applying a task to a user's files: one input after the other, whatever becomes of one."""
+
+from __future__ import annotations
+
+import shutil
+from abc import ABC
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import lightning.pytorch as pl
+import torch
+
+from zoo.data.base import DataModule
+from zoo.errors import ZooError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class FilePrediction(pl.LightningModule, ABC):
+    """The part of a task that predicts: a subclass says what its inputs are and what one gives."""
+
+    #: What the data must be.
+    data_type: ClassVar[type[DataModule] | tuple[type[DataModule], ...]]
+    #: Endings of the files that :meth:`find_inputs` takes from a folder, lower case.
+    input_suffixes: ClassVar[frozenset[str]] = frozenset()
+    #: Names of the classes, where the task has any: the data's; they are kept in checkpoints.
+    class_names: Sequence[str] | None = None
+
+    def class_name(self, number: int) -> str:
+        """The name of a class; its number where names are not known."""
+        return str(number) if self.class_names is None else self.class_names[number]
+
+    def find_inputs(self, sources: Sequence[Path]) -> Sequence[Any]:
+        """What :meth:`predict_one` takes, from a command's files and folders: the files themselves,
+        and all in folders that end in one of ``input_suffixes``.
+
+        A task whose inputs are not single files, such as pairs, says here how they are given.
+
+        Raises:
+            ZooError: a folder holds none.
+        """
+        files: list[Path] = []
+        for source in sources:
+            if not source.is_dir():
+                files.append(source)
+                continue
+            found = sorted(
+                path
+                for path in source.rglob("*")
+                if path.suffix.lower() in self.input_suffixes and path.is_file()
+            )
+            if not found:
+                endings = " ".join(sorted(self.input_suffixes))
+                raise ZooError(
+                    f"{source} holds no files to predict, expected files ending in {endings}"
+                )
+            files += found
+        return files
+
+    def begin_prediction(self, data: DataModule) -> None:
+        """Before :meth:`predict_one`: check that the data say how an input is made.
+
+        Raises:
+            ZooError: they do not.
+        """
+        if not isinstance(data, self.data_type):
+            raise ZooError(f"{type(data).__name__} does not say how a file becomes an input")
+        if self.class_names is None:  # weights without names, such as published ones
+            self.class_names = getattr(data, "class_names", None)
+
+    def describe(self, source: Any) -> dict[str, Any]:
+        """The columns of ``predictions.csv`` that say which input a row is of."""
+        return {"file": str(source)}
+
+    def predict_one(
+        self, source: Any, data: DataModule, stem: Path
+    ) -> tuple[dict[str, Any], Figure | None]:
+        """Apply the task to one input, without gradients.
+
+        Args:
+            source: what :meth:`find_inputs` found.
+            data: how a file becomes an input.
+            stem: path of the results without ending; ``stem.png`` is for the figure, files that
+                the task writes itself begin with it.
+
+        Returns:
+            the other columns of ``predictions.csv``, and a figure.
+
+        Raises:
+            ZooError: the input cannot be read, or does not fit; or the task predicts nothing.
+        """
+        raise ZooError(f"{type(self).__name__} predicts nothing of files")
+
+    def predict_files(
+        self, sources: Iterable[Any], data: DataModule, folder: Path
+    ) -> list[dict[str, Any]]:
+        """Apply the task to what :meth:`find_inputs` found, and write the results into ``folder``.
+
+        Returns:
+            a row for each input; one that failed has a column ``error`` instead of results, and
+            left no files.
+
+        Raises:
+            ZooError: every input failed.
+        """
+        self.begin_prediction(data)
+        self.eval()
+        rows = [
+            self._predict_row(number, source, data, folder)
+            for number, source in enumerate(sources, start=1)
+        ]
+        errors = [row["error"] for row in rows if "error" in row]
+        if errors and len(errors) == len(rows):
+            first = (
+                errors[0]
+                if len(rows) == 1
+                else f"all {len(rows)} inputs failed, the first: {errors[0]}"
+            )
+            raise ZooError(first)
+        return rows
+
+    def _predict_row(
+        self, number: int, source: Any, data: DataModule, folder: Path
+    ) -> dict[str, Any]:
+        row = self.describe(source)
+        name = Path(next(iter(row.values()))).stem
+        part = folder / ".part"  # what a failed input has written goes with it
+        part.mkdir()
+        try:
+            stem = part / f"{number:04d}_{name}"
+            with torch.inference_mode():
+                columns, figure = self.predict_one(source, data, stem)
+            if figure is not None:
+                figure.savefig(f"{stem}.png")
+            for path in part.iterdir():
+                if (folder / path.name).exists():
+                    raise ZooError(
+                        f"{path.name} was written for another input already: predict them apart"
+                    )
+            for path in part.iterdir():
+                path.rename(folder / path.name)
+        except ZooError as error:
+            return row | {"error": " ".join(str(error).split())}
+        except (MemoryError, torch.OutOfMemoryError):
+            return row | {"error": f"{name} is too large for the memory of {self.device}"}
+        finally:
+            shutil.rmtree(part)
+        return row | columns
