@@ -13,10 +13,11 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import torch
-from setuptools import setup
+from setuptools import find_packages, setup
 
 
 def name_cuda_home() -> None:
@@ -37,6 +38,7 @@ from torch.utils.cpp_extension import (  # noqa: E402
     BuildExtension,
     CppExtension,
     CUDAExtension,
+    get_cxx_compiler,
 )
 
 ROOT = Path(__file__).resolve().parent
@@ -76,7 +78,26 @@ def cuda_archs() -> str:
 
 
 class BuildKernels(BuildExtension):
-    """Objects of each library in a folder of their own: both compile the same bindings."""
+    """Objects of each library in a folder of their own: both compile the same bindings.
+
+    Without a compiler nothing is built, and the package is installed all the same: the PyTorch
+    reference of each op answers.
+    """
+
+    def build_extensions(self) -> None:
+        compiler = get_cxx_compiler()
+        if shutil.which(compiler.split()[0]) is None:
+            if os.environ.get("ZOO_CUDA") == "1":
+                raise SystemExit(f"ssm-zoo: ZOO_CUDA=1, but there is no C++ compiler: {compiler}")
+            print(
+                f"ssm-zoo: no kernels are built, as there is no C++ compiler ({compiler}): all ops "
+                "answer through their PyTorch reference, correct but slow. Install g++ 11 or "
+                "clang++ 14, or newer, or name one with CXX, and install again.",
+                file=sys.stderr,
+            )
+            self.extensions = []
+            return
+        super().build_extensions()
 
     def build_extension(self, ext) -> None:
         base = self.build_temp
@@ -133,6 +154,9 @@ def extensions() -> list:
 
 
 setup(
+    # in the source folder recipes/ stands beside the package, in a wheel inside it (zoo/recipes.py)
+    packages=[*find_packages(include=["zoo", "zoo.*"]), "zoo._recipes"],
+    package_dir={"zoo._recipes": "recipes"},
     ext_modules=extensions(),
     cmdclass={"build_ext": BuildKernels},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},

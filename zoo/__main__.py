@@ -13,6 +13,7 @@ COMMANDS = {
     "evaluate": "measure a run, a checkpoint, or published weights",
     "predict": "apply a trained model to files of your own",
     "generate": "continue a text with a language model, several tokens per pass",
+    "cp": "copy a recipe, to edit the copy",
     "list": "show systems, models with their parameter counts, and recipes",
     "convert": "turn a checkpoint into another format",
     "prove": "check a paper's claim on a small scale",

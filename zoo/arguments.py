@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -131,6 +132,9 @@ for _class in (_Loader, _Dumper):
     }
     for _tag, _pattern in _NUMBERS.items():
         _class.add_implicit_resolver(_tag, _pattern, list("-+.0123456789"))
+# defaults of Lightning's classes: members of an enumeration of words, paths
+_Dumper.add_multi_representer(str, lambda dumper, word: dumper.represent_str(str.__str__(word)))
+_Dumper.add_multi_representer(os.PathLike, lambda dumper, p: dumper.represent_str(os.fspath(p)))
 
 
 def load_yaml(text: str) -> Any:

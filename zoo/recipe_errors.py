@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from pydoc import locate
 
 from jsonargparse import ArgumentParser
@@ -88,6 +90,8 @@ def explain(report: str, recipe: str, overrides: Sequence[str], groups: dict[str
             path.append("class_path")
             reasons = [f"expected a subclass of {found[1]}"]
             break
+        elif line.startswith("Expected a path but"):
+            continue  # a class could be given as a file, too
         elif found := _EXPECTED.match(line):
             depth = depth or indent
             reasons.append(f"expected {_type_name(found[1])}")
@@ -97,12 +101,23 @@ def explain(report: str, recipe: str, overrides: Sequence[str], groups: dict[str
                 given = found[1]
             break
     if path and path[-1] == "class_path" and not reasons:
-        reasons = ["a class that can be imported, such as zoo.tasks.ImageClassification"]
+        reasons = [f"a class that can be imported{_close_names(given or '')}"]
     if not path:
         return f"{recipe}: {' '.join(report.split())}"
     value = f"{given!r} given, " if given is not None else ""
     expected = " or ".join(dict.fromkeys(r.removeprefix("expected ") for r in reasons))
     return f"{_where(path, recipe, overrides)}: {value}expected {expected or 'something else'}"
+
+
+def _close_names(class_path: str) -> str:
+    """Classes whose names are close, in the same package if that is imported."""
+    package, _, name = class_path.rpartition(".")
+    known = vars(sys.modules[package]) if package in sys.modules else {}
+    classes = [key for key, value in known.items() if isinstance(value, type)]
+    close = get_close_matches(name, classes, n=3, cutoff=0.6)
+    if not close:
+        return ", such as zoo.tasks.ImageClassification"
+    return "; did you mean " + " or ".join(f"{package}.{key}" for key in close) + "?"
 
 
 def _unknown(
@@ -126,10 +141,11 @@ def _where(path: list[str], recipe: str, overrides: Sequence[str]) -> str:
     key = ".".join(path)
     short = key.replace(".init_args", "")
     for option, value in split_options(overrides):
-        name = option.removeprefix("--")
-        inside = value[:1] in ("{", "[") and f"{short}.".startswith(f"{name}.")
-        if name in (key, short) or name.startswith(f"{key}.") or inside:
+        name = option.removeprefix("--").removesuffix("+")
+        if name in (key, short, short.removesuffix(".class_path")) or name.startswith(f"{key}."):
             return option
+        if value[:1] in ("{", "[") and short.startswith(f"{name}."):
+            return f"{option}: {short.removeprefix(f'{name}.')}"
     return f"{recipe}: {key}"
 
 

@@ -216,13 +216,14 @@ def _check_class(shown: str, path: Any, where: str) -> None:
     group, _, key = where.partition(".")
     home = CLASS_GROUPS.get(group) if key == "class_path" else None
     homes = CLASS_GROUPS.values() if home is None else [home]
-    known = [f"{package}.{name}" for package in homes for name in public_classes(package)]
+    known = {name: f"{package}.{name}" for package in homes for name in public_classes(package)}
     if not isinstance(path, str) or not path:
         raise ZooError(f"{shown}: {path!r} given, expected the name of a class")
-    if home is not None and "." not in path:
-        hint = suggest(f"{home}.{path}", known)
-    elif path.startswith("zoo.") and not is_class(path):
-        hint = suggest(path, known)
-    else:
+    if is_class(path) or not (path.startswith("zoo.") or (home is not None and "." not in path)):
         return
-    raise ZooError(f"{shown}: {path!r} given, expected a class that can be imported; {hint}")
+    close = get_close_matches(path.rpartition(".")[2], known, n=3, cutoff=0.6)
+    hint = "; did you mean " + " or ".join(known[name] for name in close) + "?"
+    raise ZooError(
+        f"{shown}: {path!r} given, expected a class that can be imported"
+        + (hint if close else f", such as {next(iter(known.values()))}")
+    )

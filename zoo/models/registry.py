@@ -1,24 +1,20 @@
 """The models by name: ``@register_model`` enters one, ``create_model`` builds one.
 
-A model's module is found by its name: ``vmamba_tiny`` stands in ``zoo/models/<family>/vmamba.py``,
-``mambabcd_tiny`` where a function of that name is written, so that building one model imports one
-paper. Only a listing, or a name that is nowhere, imports all.
+What is said of the models of this package is read from their sources
+(:mod:`zoo.models._catalogue`), and a model's module is imported only when it is built.
 """
 
 from __future__ import annotations
 
-import functools
-import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatch
 from importlib import import_module
-from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from zoo.errors import ZooError
+from zoo.models._catalogue import catalogue
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,9 +35,8 @@ class ModelInfo:
         description: the first line of the builder's docstring.
         source: where the authors' weights are (a URL or ``hf://owner/name/file``); None if they
             published none.
-        build: builds it from keyword arguments that override the variant's.
-        adapt: None, or what a whole family does around ``build``: called with a function that
-            builds the model and loads its weights, and with the overrides.
+        parameters: how many it has; None if that is not declared.
+        module: where its builder is written.
     """
 
     name: str
@@ -49,81 +44,92 @@ class ModelInfo:
     system: str
     description: str
     source: str | None
-    build: Build
-    adapt: Build | None = None
+    parameters: int | None
+    module: str
+
+    @property
+    def build(self) -> Build:
+        """Builds it from keyword arguments that override the variant's; imports its module."""
+        return self._builders()[0]
+
+    @property
+    def adapt(self) -> Build | None:
+        """None, or what a whole family does around :attr:`build`: called with a function that
+        builds the model and loads its weights, and with the overrides.
+        """
+        return self._builders()[1]
+
+    def _builders(self) -> tuple[Build, Build | None]:
+        if self.name not in _builders:
+            import_module(self.module)
+        return _builders[self.name]
 
 
-_models: dict[str, ModelInfo] = {}
+#: Models whose modules are imported.
+_builders: dict[str, tuple[Build, Build | None]] = {}
+#: Models that are registered outside this package.
+_others: dict[str, ModelInfo] = {}
 
 
 def register_model(
-    *, source: str | None = None, adapt: Build | None = None
+    *, source: str | None = None, parameters: int | None = None, adapt: Build | None = None
 ) -> Callable[[BuildT], BuildT]:
     """Enter the decorated function under its own name; family and system follow from its module.
 
-    The function takes keyword arguments that override the variant's and returns a module; see
-    :class:`ModelInfo` for ``source`` and ``adapt``.
+    The function takes keyword arguments that override the variant's and returns a module. In this
+    package ``source`` and ``parameters`` are constants, which are read without importing anything.
+
+    Args:
+        source, parameters, adapt: see :class:`ModelInfo`.
+
+    Raises:
+        ValueError: the name is taken.
     """
 
     def decorate(build: BuildT) -> BuildT:
-        name = build.__name__
-        family, file = build.__module__.split(".")[-2:]
-        system = file.lstrip("_")
-        known = _models.get(name)
-        if known is not None and known.build.__module__ != build.__module__:
+        name, module = build.__name__, build.__module__
+        known = catalogue().get(name) or _others.get(name)
+        if known is not None and known.module != module:
             raise ValueError(
-                f"the model name '{name}' is taken by {known.build.__module__}: "
-                f"give the one in {build.__module__} another name"
+                f"the model name '{name}' is taken by {known.module}: give the one in {module} "
+                "another name"
             )
-        description = (build.__doc__ or "").strip().partition("\n")[0]
-        _models[name] = ModelInfo(name, family, system, description, source, build, adapt)
+        if name not in catalogue():
+            description = (build.__doc__ or "").strip().partition("\n")[0]
+            _others[name] = _info(name, module, description, source, parameters)
+        _builders[name] = build, adapt
         return build
 
     return decorate
 
 
-@functools.cache
-def _systems() -> dict[str, str]:
-    """Module path of every file that may register models -> its name."""
-    return {
-        module.name: module.name.rpartition(".")[2].lstrip("_")
-        for family in pkgutil.iter_modules(import_module("zoo.models").__path__, "zoo.models.")
-        if family.ispkg
-        for module in pkgutil.iter_modules(import_module(family.name).__path__, family.name + ".")
-    }
-
-
-def _defines(module: str, name: str) -> bool:
-    """Whether the source of a module that is not imported has a function of this name."""
-    spec = find_spec(module)
-    origin = spec.origin if spec else None
-    return bool(origin) and f"\ndef {name}(" in Path(str(origin)).read_text(encoding="utf-8")
+def _info(
+    name: str, module: str, description: str, source: str | None, parameters: int | None
+) -> ModelInfo:
+    family, system = ["", *module.split(".")][-2:]
+    return ModelInfo(name, family, system.lstrip("_"), description, source, parameters, module)
 
 
 def model_info(name: str) -> ModelInfo:
-    """Family, system, source and builder of a model; an unknown name is a :class:`ZooError`."""
-    if name not in _models:
-        for module, system in _systems().items():
-            if name.startswith(system):
-                import_module(module)
-    if name not in _models:
-        for module in _systems():
-            if _defines(module, name):
-                import_module(module)
-    if name not in _models:
-        known = list_models()
-        if name not in known:
-            close = get_close_matches(name, known, n=4)
-            hint = f"did you mean {', '.join(close)}?" if close else "see zoo.list_models()"
-            raise ZooError(f"there is no model '{name}': {hint}")
-    return _models[name]
+    """Family, system, source, count and builder of a model; nothing is imported.
+
+    Raises:
+        ZooError: there is none of this name.
+    """
+    if name in _others:
+        return _others[name]
+    entry = catalogue().get(name)
+    if entry is None:
+        close = get_close_matches(name, list_models(), n=4)
+        hint = f"did you mean {', '.join(close)}?" if close else "see zoo.list_models()"
+        raise ZooError(f"there is no model '{name}': {hint}")
+    told = entry.arguments
+    return _info(name, entry.module, entry.description, told.get("source"), told.get("parameters"))
 
 
 def list_models(pattern: str = "*") -> list[str]:
     """Names of all models that match a shell pattern such as ``"vmamba*"``, sorted."""
-    for module in _systems():
-        import_module(module)
-    return sorted(name for name in _models if fnmatch(name, pattern))
+    return sorted(name for name in {*catalogue(), *_others} if fnmatch(name, pattern))
 
 
 def create_model(name: str, pretrained: bool | str = False, **overrides: Any) -> nn.Module:

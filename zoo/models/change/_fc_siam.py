@@ -102,13 +102,13 @@ class FCSiam(nn.Module):
         return x.log_softmax(1)
 
 
-@register_model()
+@register_model(parameters=1_545_986)
 def fc_siam_conc(**kwargs: Any) -> FCSiam:
     """FC-Siam-conc: 1.55 M parameters."""
     return FCSiam(**{"fusion": "conc", **kwargs})
 
 
-@register_model()
+@register_model(parameters=1_350_146)
 def fc_siam_diff(**kwargs: Any) -> FCSiam:
     """FC-Siam-diff: 1.35 M parameters."""
     return FCSiam(**{"fusion": "diff", **kwargs})

@@ -269,55 +269,55 @@ _SMALL = {**_COMMON, "depths": (2, 2, 15, 2), "dims": 96, "drop_path_rate": 0.3}
 _BASE = {**_COMMON, "depths": (2, 2, 15, 2), "dims": 128, "drop_path_rate": 0.6}
 
 
-@register_model(source=_RECORD + "MambaBCD_Tiny_LEVIRCD+_F1_0.8803.pth")
+@register_model(source=_RECORD + "MambaBCD_Tiny_LEVIRCD+_F1_0.8803.pth", parameters=32_613_506)
 def mambabcd_tiny(**kwargs: Any) -> MambaBCD:
     """MambaBCD-Tiny: 32.6 M parameters, 88.04 % F1; weights of LEVIR-CD+."""
     return MambaBCD(**{**_TINY, **kwargs})
 
 
-@register_model()
+@register_model(parameters=53_999_618)
 def mambabcd_small(**kwargs: Any) -> MambaBCD:
     """MambaBCD-Small: 54.0 M parameters, 87.81 % F1."""
     return MambaBCD(**{**_SMALL, **kwargs})
 
 
-@register_model()
+@register_model(parameters=92_399_874)
 def mambabcd_base(**kwargs: Any) -> MambaBCD:
     """MambaBCD-Base: 92.4 M parameters, 88.39 % F1."""
     return MambaBCD(**{**_BASE, **kwargs})
 
 
-@register_model()
+@register_model(parameters=37_125_641)
 def mambascd_tiny(**kwargs: Any) -> MambaSCD:
     """MambaSCD-Tiny: 37.1 M parameters, 23.34 % SeK."""
     return MambaSCD(**{**_TINY, **kwargs})
 
 
-@register_model()
+@register_model(parameters=58_511_753)
 def mambascd_small(**kwargs: Any) -> MambaSCD:
     """MambaSCD-Small: 58.5 M parameters, 24.04 % SeK."""
     return MambaSCD(**{**_SMALL, **kwargs})
 
 
-@register_model()
+@register_model(parameters=97_034_889)
 def mambascd_base(**kwargs: Any) -> MambaSCD:
     """MambaSCD-Base: 97.0 M parameters, 24.11 % SeK."""
     return MambaSCD(**{**_BASE, **kwargs})
 
 
-@register_model()
+@register_model(parameters=34_869_767)
 def mambabda_tiny(**kwargs: Any) -> MambaBDA:
     """MambaBDA-Tiny: 34.9 M parameters, 81.11 % overall F1."""
     return MambaBDA(**{**_TINY, **kwargs})
 
 
-@register_model()
+@register_model(parameters=56_255_879)
 def mambabda_small(**kwargs: Any) -> MambaBDA:
     """MambaBDA-Small: 56.3 M parameters, 81.14 % overall F1."""
     return MambaBDA(**{**_SMALL, **kwargs})
 
 
-@register_model()
+@register_model(parameters=94_717_575)
 def mambabda_base(**kwargs: Any) -> MambaBDA:
     """MambaBDA-Base: 94.7 M parameters, 81.41 % overall F1."""
     return MambaBDA(**{**_BASE, **kwargs})

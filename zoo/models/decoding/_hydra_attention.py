@@ -184,13 +184,13 @@ _VICUNA = {"rms_norm_eps": 1e-6, "max_position_embeddings": 2048}
 _VICUNA_7B = {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32} | _VICUNA
 
 
-@register_model()
+@register_model(parameters=235_941_888)
 def hydra_eagle_attn_vicuna_7b(**overrides: Any) -> HydraEagleHead:
     """The head ``eagle-attn`` for Vicuna-7B v1.3."""
     return HydraEagleHead(**(_VICUNA_7B | overrides))
 
 
-@register_model()
+@register_model(parameters=202_383_360)
 def hydra_cross_attn_vicuna_7b(**overrides: Any) -> HydraCrossHead:
     """The head ``cross-attn`` for Vicuna-7B v1.3."""
     return HydraCrossHead(**(_VICUNA_7B | overrides))

@@ -19,7 +19,7 @@ def _llama(settings: dict[str, Any], overrides: dict[str, Any]) -> LlamaForCausa
     return LlamaForCausalLM(LlamaConfig(**(special | settings | overrides)))
 
 
-@register_model()
+@register_model(parameters=2_034_720)
 def base_lm_small(**overrides: Any) -> LlamaForCausalLM:
     """Target of the small recipes: 6 layers, width 160, grouped-query attention, 1,024 tokens."""
     shape = dict(num_hidden_layers=6, hidden_size=160, intermediate_size=432)
@@ -28,7 +28,7 @@ def base_lm_small(**overrides: Any) -> LlamaForCausalLM:
     return _llama(shape | heads | common, overrides)
 
 
-@register_model()
+@register_model(parameters=307_488)
 def base_lm_draft(**overrides: Any) -> LlamaForCausalLM:
     """Draft model of the small recipes: 1 layer, width 96, the same 1,024 tokens."""
     shape = dict(num_hidden_layers=1, hidden_size=96, intermediate_size=256)

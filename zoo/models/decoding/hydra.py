@@ -177,19 +177,25 @@ def _vicuna(d_model: int, overrides: dict[str, Any], **prefix: Any) -> HydraHead
     return HydraHeads(**(settings | overrides))
 
 
-@register_model(source="hf://ankner/hydra-vicuna-7b-v1.3/hydra_lm_head.pt")
+@register_model(
+    source="hf://ankner/hydra-vicuna-7b-v1.3/hydra_lm_head.pt", parameters=1_263_723_520
+)
 def hydra_vicuna_7b(**overrides: Any) -> HydraHeads:
     """Hydra++ for Vicuna-7B v1.3."""
     return _vicuna(4096, overrides, intermediate_size=11008, num_attention_heads=32)
 
 
-@register_model(source="hf://ankner/hydra-vicuna-13b-v1.3/hydra_lm_head.pt")
+@register_model(
+    source="hf://ankner/hydra-vicuna-13b-v1.3/hydra_lm_head.pt", parameters=1_811_619_840
+)
 def hydra_vicuna_13b(**overrides: Any) -> HydraHeads:
     """Hydra++ for Vicuna-13B v1.3."""
     return _vicuna(5120, overrides, intermediate_size=13824, num_attention_heads=40)
 
 
-@register_model(source="hf://ankner/hydra-vicuna-33b-v1.3/hydra_lm_head.pt")
+@register_model(
+    source="hf://ankner/hydra-vicuna-33b-v1.3/hydra_lm_head.pt", parameters=2_804_906_496
+)
 def hydra_vicuna_33b(**overrides: Any) -> HydraHeads:
     """Hydra++ for Vicuna-33B v1.3."""
     return _vicuna(6656, overrides, intermediate_size=17920, num_attention_heads=52)

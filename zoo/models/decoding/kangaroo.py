@@ -92,13 +92,13 @@ def _vicuna(overrides: dict[str, Any], **settings: Any) -> KangarooAdapter:
     return KangarooAdapter(**(common | settings | overrides))
 
 
-@register_model()
+@register_model(parameters=67_117_056)
 def kangaroo_vicuna_7b(**overrides: Any) -> KangarooAdapter:
     """Adapter after layer 2 of Vicuna-7B v1.3."""
     return _vicuna(overrides, hidden_size=4096, num_attention_heads=32)
 
 
-@register_model()
+@register_model(parameters=104_867_840)
 def kangaroo_vicuna_13b(**overrides: Any) -> KangarooAdapter:
     """Adapter after layer 3 of Vicuna-13B v1.3."""
     return _vicuna(overrides, exit_layer=3, hidden_size=5120, num_attention_heads=40)

@@ -109,19 +109,25 @@ def _vicuna(d_model: int, **overrides: Any) -> MedusaHeads:
     return MedusaHeads(**({"d_model": d_model, "vocab_size": 32000} | overrides))
 
 
-@register_model(source="hf://FasterDecoding/medusa-vicuna-7b-v1.3/medusa_lm_head.pt")
+@register_model(
+    source="hf://FasterDecoding/medusa-vicuna-7b-v1.3/medusa_lm_head.pt", parameters=739_266_560
+)
 def medusa_vicuna_7b(**overrides: Any) -> MedusaHeads:
     """Five Medusa-1 heads for Vicuna-7B v1.3."""
     return _vicuna(4096, **overrides)
 
 
-@register_model(source="hf://FasterDecoding/medusa-vicuna-13b-v1.3/medusa_lm_head.pt")
+@register_model(
+    source="hf://FasterDecoding/medusa-vicuna-13b-v1.3/medusa_lm_head.pt", parameters=950_297_600
+)
 def medusa_vicuna_13b(**overrides: Any) -> MedusaHeads:
     """Five Medusa-1 heads for Vicuna-13B v1.3."""
     return _vicuna(5120, **overrides)
 
 
-@register_model(source="hf://FasterDecoding/medusa-vicuna-33b-v1.3/medusa_lm_head.pt")
+@register_model(
+    source="hf://FasterDecoding/medusa-vicuna-33b-v1.3/medusa_lm_head.pt", parameters=1_286_504_960
+)
 def medusa_vicuna_33b(**overrides: Any) -> MedusaHeads:
     """Five Medusa-1 heads for Vicuna-33B v1.3."""
     return _vicuna(6656, **overrides)

@@ -62,7 +62,7 @@ class AcceptanceHead(nn.Module):
         return filled
 
 
-@register_model(source="hf://hacky/acchead-llama2-chat-7bx70b")
+@register_model(source="hf://hacky/acchead-llama2-chat-7bx70b", parameters=16_789_506)
 def specdec_pp_llama2_chat_7bx70b(**overrides: Any) -> AcceptanceHead:
     """Acceptance head of LLaMA-2-chat 7B drafting for 70B."""
     return AcceptanceHead(**({"hidden_size": 4096} | overrides))

@@ -122,7 +122,7 @@ class AttentionHead(nn.Module):
         return self.layers(interpolate(everywhere, size=tuple(size), mode="bilinear"))
 
 
-@register_model()
+@register_model(parameters=28_167_122)
 def medusa_medical_resnet50(**kwargs: Any) -> Medusa:
     """MEDUSA on ResNet-50: 28,167,122 parameters."""
     return Medusa(**kwargs)

@@ -408,7 +408,7 @@ def _gaussian(side: int, sigma: float, like: Tensor) -> Tensor:
     return weights / weights.sum(1, keepdim=True)
 
 
-@register_model()
+@register_model(parameters=130_316_070)
 def mutual_inpainting(**kwargs: Any) -> MEDFE:
     """MEDFE's generator, 130,316,070 parameters with the frozen masks."""
     return MEDFE(**kwargs)

@@ -370,32 +370,32 @@ def from_keras(weights: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
     }
 
 
-@register_model()
+@register_model(parameters=14_784_325)
 def prelude_net(**kwargs: Any) -> PreludeNet:
     """PreludeNet on PredNet's KITTI encoder, recurrent decoder; 14.8 M parameters."""
     return PreludeNet(**kwargs)
 
 
-@register_model()
+@register_model(parameters=8_442_565)
 def prelude_net_conv(**kwargs: Any) -> PreludeNet:
     """PreludeNet on PredNet's KITTI encoder, convolutional decoder; 8.4 M parameters."""
     return PreludeNet(**{"decoder": "conv", **kwargs})
 
 
-@register_model()
+@register_model(parameters=6_915_948)
 def prelude_net_prednet(**kwargs: Any) -> PreludeNet:
     """PredNet's KITTI model, next frames alone; 6.9 M parameters."""
     return PreludeNet(**{"d_sizes": (), **kwargs})
 
 
-@register_model()
+@register_model(parameters=118_772)
 def prelude_net_tiny(**kwargs: Any) -> PreludeNet:
     """PreludeNet of three layers, convolutional decoder; 0.12 M parameters."""
     sizes = {"a_sizes": (3, 8, 16), "r_sizes": (12, 16, 24), "d_sizes": (8, 12, 16)}
     return PreludeNet(**{"decoder": "conv", **sizes, **kwargs})
 
 
-@register_model()
+@register_model(parameters=102_745)
 def prelude_net_frame_unet(**kwargs: Any) -> FrameUNet:
     """A U-Net on single frames, the baseline; 0.1 M parameters."""
     return FrameUNet(**kwargs)

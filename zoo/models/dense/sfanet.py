@@ -380,25 +380,25 @@ def _init(model: nn.Module, norm: bool) -> None:
                 nn.init.zeros_(module.bias)
 
 
-@register_model()
+@register_model(parameters=22_904_390)
 def m_sfanet(**kwargs: Any) -> MSFANet:
     """M-SFANet for ShanghaiTech, 22,904,390 parameters."""
     return MSFANet(**kwargs)
 
 
-@register_model()
+@register_model(parameters=9_747_526)
 def m_segnet(**kwargs: Any) -> MSegNet:
     """M-SegNet for ShanghaiTech, 9,747,526 parameters."""
     return MSegNet(**kwargs)
 
 
-@register_model()
+@register_model(parameters=28_618_113)
 def m_sfanet_qnrf(**kwargs: Any) -> MSFANet:
     """M-SFANet for UCF-QNRF on VGG19, 28,618,113 parameters."""
     return MSFANet(**{"depths": VGG19, "qnrf": True} | kwargs)
 
 
-@register_model()
+@register_model(parameters=22_583_681)
 def m_segnet_qnrf(**kwargs: Any) -> MSegNet:
     """M-SegNet for UCF-QNRF on VGG19, 22,583,681 parameters."""
     return MSegNet(**{"depths": VGG19, "qnrf": True} | kwargs)

@@ -432,7 +432,8 @@ def _up2(x: Tensor) -> Tensor:
 
 @register_model(
     source="https://github.com/clovaai/ext_portrait_segmentation/raw/"
-    "9bc1bada1cb7bd17a3a80a2964980f4b4befef5b/result/SINet/SINet.pth"
+    "9bc1bada1cb7bd17a3a80a2964980f4b4befef5b/result/SINet/SINet.pth",
+    parameters=86_910,
 )
 def sinet(**kwargs: Any) -> SINet:
     """SINet for portraits, 86,910 parameters."""
@@ -441,7 +442,8 @@ def sinet(**kwargs: Any) -> SINet:
 
 @register_model(
     source="https://github.com/clovaai/c3_sinet/raw/"
-    "dd916387d759b792e0b371a395f8f82ac49731dc/result/SINet/SINet.pth"
+    "dd916387d759b792e0b371a395f8f82ac49731dc/result/SINet/SINet.pth",
+    parameters=119_418,
 )
 def sinet_cityscapes(**kwargs: Any) -> SINetCityscapes:
     """SINet for Cityscapes' 19 classes, 119,418 parameters."""

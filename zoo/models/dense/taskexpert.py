@@ -369,28 +369,28 @@ class ViTTaps(nn.Module):
         return kept
 
 
-@register_model()
+@register_model(parameters=385_533_102)
 def taskexpert_vit_large_pascal(**kwargs: Any) -> TaskExpert:
     """TaskExpert on ViT-L/16 for PASCAL-Context, 512x512; 386 M parameters."""
     settings = {"tasks": PASCAL_CONTEXT, "img_size": (512, 512), "dim": 512}
     return _on_vit("large", **settings | kwargs)
 
 
-@register_model()
+@register_model(parameters=132_277_166)
 def taskexpert_vit_base_pascal(**kwargs: Any) -> TaskExpert:
     """TaskExpert on ViT-B/16 for PASCAL-Context, 512x512; 132 M parameters."""
     settings = {"tasks": PASCAL_CONTEXT, "img_size": (512, 512), "dim": 384}
     return _on_vit("base", **settings | kwargs)
 
 
-@register_model()
+@register_model(parameters=471_053_981)
 def taskexpert_vit_large_nyud(**kwargs: Any) -> TaskExpert:
     """TaskExpert on ViT-L/16 for NYUD-v2, 448x576; 471 M parameters."""
     settings = {"tasks": NYUD, "img_size": (448, 576), "dim": 768}
     return _on_vit("large", **settings | kwargs)
 
 
-@register_model()
+@register_model(parameters=178_261)
 def taskexpert_conv(width: int = 32, taps: int = 2, **kwargs: Any) -> TaskExpert:
     """TaskExpert on a few convolutions, for any size; 0.2 M parameters."""
     settings = {"tasks": NYUD, "dim": 32, "n_experts": 4, "position_gate": False, "upsample": 2.0}

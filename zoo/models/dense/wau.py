@@ -241,7 +241,7 @@ class WAUNet(UNet):
         super().__init__(in_chans, num_classes, widths, kinds[upsampler], concat)
 
 
-@register_model()
+@register_model(parameters=33_858_881)
 def wau_unet(**kwargs: Any) -> WAUNet:
     """U-Net with window attention upsampling, 33,858,881 parameters for 1 channel and 9 classes."""
     return WAUNet(**kwargs)

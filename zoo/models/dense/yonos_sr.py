@@ -365,13 +365,13 @@ def _empty_text(folder: Path, length: int) -> Tensor:
     return encoder(tokens).last_hidden_state.clone()
 
 
-@register_model()
+@register_model(parameters=943_186_347)
 def yonos_sr(**kwargs: Any) -> YONOSSR:
     """YONOS-SR on Stable Diffusion v1; 943 M parameters, of which the U-Net has 860 M."""
     return YONOSSR(**kwargs)
 
 
-@register_model()
+@register_model(parameters=1_007_568)
 def yonos_sr_tiny(unet: Mapping[str, Any] | None = None, **kwargs: Any) -> YONOSSR:
     """YONOS-SR with latents of half the picture's size, learnt as residuals; 1.0 M parameters."""
     small_unet = {

@@ -324,31 +324,31 @@ def build(settings: dict[str, Any], overrides: dict[str, Any]) -> MambaLM:
     return MambaLM(MambaConfig(**(settings | overrides)))
 
 
-@register_model(source="hf://state-spaces/mamba-130m")
+@register_model(source="hf://state-spaces/mamba-130m", parameters=129_135_360)
 def mamba_130m(**overrides: Any) -> MambaLM:
     """Mamba of 129 M parameters, trained on the Pile: 24 layers, width 768."""
     return build(dict(d_model=768, n_layer=24), overrides)
 
 
-@register_model(source="hf://state-spaces/mamba-370m")
+@register_model(source="hf://state-spaces/mamba-370m", parameters=371_516_416)
 def mamba_370m(**overrides: Any) -> MambaLM:
     """Mamba of 372 M parameters, trained on the Pile: 48 layers, width 1024."""
     return build(dict(d_model=1024, n_layer=48), overrides)
 
 
-@register_model(source="hf://state-spaces/mamba-790m")
+@register_model(source="hf://state-spaces/mamba-790m", parameters=793_204_224)
 def mamba_790m(**overrides: Any) -> MambaLM:
     """Mamba of 793 M parameters, trained on the Pile: 48 layers, width 1536."""
     return build(dict(d_model=1536, n_layer=48), overrides)
 
 
-@register_model(source="hf://state-spaces/mamba-1.4b")
+@register_model(source="hf://state-spaces/mamba-1.4b", parameters=1_372_178_432)
 def mamba_1_4b(**overrides: Any) -> MambaLM:
     """Mamba of 1.37 G parameters, trained on the Pile: 48 layers, width 2048."""
     return build(dict(d_model=2048, n_layer=48), overrides)
 
 
-@register_model(source="hf://state-spaces/mamba-2.8b")
+@register_model(source="hf://state-spaces/mamba-2.8b", parameters=2_768_345_600)
 def mamba_2_8b(**overrides: Any) -> MambaLM:
     """Mamba of 2.77 G parameters, trained on the Pile: 64 layers, width 2560."""
     return build(dict(d_model=2560, n_layer=64), overrides)

@@ -121,19 +121,19 @@ def build(settings: dict[str, Any], overrides: dict[str, Any]) -> MultimodalDeco
     return MultimodalDecoder(DecoderConfig(**(settings | overrides)))
 
 
-@register_model(source="hf://OpenGVLab/HoVLE")
+@register_model(source="hf://OpenGVLab/HoVLE", parameters=2_606_327_808)
 def mmmamba_teacher(**overrides: Any) -> MultimodalDecoder:
     """HoVLE of 2.61 G parameters, the teacher: attention in all 32 layers."""
     return build({}, overrides)
 
 
-@register_model(source="hf://hustvl/mmMamba-linear")
+@register_model(source="hf://hustvl/mmMamba-linear", parameters=2_741_992_448)
 def mmmamba_linear(**overrides: Any) -> MultimodalDecoder:
     """mmMamba of 2.74 G parameters: Mamba-2 in all 32 layers."""
     return build(dict(attention_layers=[]), overrides)
 
 
-@register_model(source="hf://hustvl/mmMamba_hybrid")
+@register_model(source="hf://hustvl/mmMamba_hybrid", parameters=2_708_076_288)
 def mmmamba_hybrid(**overrides: Any) -> MultimodalDecoder:
     """mmMamba of 2.71 G parameters: attention in every fourth of 32 layers."""
     return build(dict(attention_layers=HYBRID), overrides)

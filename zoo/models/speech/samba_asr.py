@@ -361,32 +361,32 @@ def _padding_idx(mask: Tensor) -> Tensor | None:
     return None if bool(mask.all()) else mask.int() - 1
 
 
-@register_model()
+@register_model(parameters=301_856)
 def samba_asr_tiny(**kwargs: Any) -> SambaASR:
     """Samba-ASR for experiments, 301,856 parameters."""
     sizes = {"d_model": 64, "encoder_layers": 2, "decoder_layers": 2, "vocab_size": 32}
     return SambaASR(**(sizes | kwargs))
 
 
-@register_model()
+@register_model(parameters=17_100_680)
 def samba_asr_s(**kwargs: Any) -> SambaASR:
     """Samba-ASR S, 17,100,680 parameters."""
     return SambaASR(**kwargs)
 
 
-@register_model()
+@register_model(parameters=68_634_504)
 def samba_asr_b(**kwargs: Any) -> SambaASR:
     """Samba-ASR B, 68,634,504 parameters."""
     return SambaASR(**({"d_model": 512, "encoder_layers": 12, "decoder_layers": 6} | kwargs))
 
 
-@register_model()
+@register_model(parameters=148_955_528)
 def samba_asr_l(**kwargs: Any) -> SambaASR:
     """Samba-ASR L, 148,955,528 parameters."""
     return SambaASR(**({"d_model": 768, "encoder_layers": 12, "decoder_layers": 6} | kwargs))
 
 
-@register_model()
+@register_model(parameters=448_717_704)
 def samba_asr_xl(**kwargs: Any) -> SambaASR:
     """Samba-ASR XL, 448,717,704 parameters."""
     return SambaASR(**({"d_model": 1024, "encoder_layers": 24, "decoder_layers": 8} | kwargs))

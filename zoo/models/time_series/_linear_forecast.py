@@ -53,13 +53,13 @@ class DLinear(nn.Module):
         return (self.Linear_Seasonal(x - trend) + self.Linear_Trend(trend)).transpose(1, 2)
 
 
-@register_model()
+@register_model(parameters=32_352)
 def nlinear(**kwargs: Any) -> NLinear:
     """NLinear for 336 steps of history and 96 of forecast."""
     return NLinear(**kwargs)
 
 
-@register_model()
+@register_model(parameters=64_704)
 def dlinear(**kwargs: Any) -> DLinear:
     """DLinear for 336 steps of history and 96 of forecast."""
     return DLinear(**kwargs)

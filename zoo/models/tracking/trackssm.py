@@ -246,13 +246,13 @@ def sine_embedding(coordinates: Tensor, dim: int, temperature: float = 10000.0) 
     return torch.stack([angle.sin(), angle.cos()], -1).flatten(-3)
 
 
-@register_model()
+@register_model(parameters=5_129_496)
 def trackssm(**kwargs: Any) -> TrackSSM:
     """TrackSSM for DanceTrack and SportsMOT, 5,129,496 parameters."""
     return TrackSSM(**kwargs)
 
 
-@register_model()
+@register_model(parameters=5_129_496)
 def trackssm_mot17(**kwargs: Any) -> TrackSSM:
     """TrackSSM for MOT17 and MOT20: its boxes may leave the picture."""
     decoder = {"sigmoid": False, **(kwargs.pop("decoder", None) or {})}

@@ -1,12 +1,5 @@
-"""Vision backbones. Importing this package enters them into timm's registry too."""
+"""Vision backbones. Importing this package enters their names into timm's registry too."""
 
-from zoo.models.vision import (
-    efficientvmamba,
-    mambamixer,
-    plainmamba,
-    token_pruning,
-    vim,
-    vmamba,
-)
+from zoo.models.vision._timm import enter_all
 
-__all__ = ["efficientvmamba", "mambamixer", "plainmamba", "token_pruning", "vim", "vmamba"]
+enter_all()

@@ -8,15 +8,11 @@ checkpointing.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from functools import wraps
 from typing import Any
 
 import numpy as np
-import timm
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
@@ -25,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from zoo.checkpoints import load_pretrained
 from zoo.errors import ZooError
 from zoo.models.registry import register_model
+from zoo.models.vision._timm import enter
 
 Variant = Callable[..., "Backbone"]
 
@@ -164,6 +161,7 @@ class Backbone(nn.Module):
 def register_backbone(
     *,
     source: str | None = None,
+    parameters: int | None = None,
     head: str,
     first_conv: str,
     out_indices: int | tuple[int, ...],
@@ -171,26 +169,16 @@ def register_backbone(
 ) -> Callable[[Variant], Variant]:
     """Enter a function that builds a :class:`Backbone` into this zoo's registry and into timm's.
 
+    In this package all arguments are constants; see :mod:`zoo.models._catalogue`.
+
     Args:
         source: the authors' weights: a URL or ``hf://owner/name/file``; None if not published.
+        parameters: how many it has.
         head: path of the classifier's linear layer in the module.
         first_conv: path of the first convolution.
         out_indices: the maps that ``features_only=True`` returns if none are named.
-        cfg: entries of timm's ``pretrained_cfg`` that differ from those below.
+        cfg: entries of timm's ``pretrained_cfg`` that differ from the usual ones.
     """
-    pretrained_cfg: dict[str, Any] = {
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
-        "crop_pct": 0.875,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": first_conv,
-        "classifier": head,
-        **_timm_source(source),
-        **cfg,
-    }
 
     def decorate(variant: Variant) -> Variant:
         name = variant.__name__
@@ -205,28 +193,11 @@ def register_backbone(
                 **kwargs,
             )
 
-        @wraps(variant)
-        def entry_point(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-            return adapt(variant, pretrained, **kwargs)
-
-        # timm reads the configuration from a table in the module of the function.
-        module = sys.modules[variant.__module__]
-        vars(module).setdefault("default_cfgs", {})[name] = pretrained_cfg
-        timm.models.register_model(entry_point)
-        return register_model(source=source, adapt=adapt)(variant)
+        register_model(source=source, parameters=parameters, adapt=adapt)(variant)
+        enter(name, source=source, head=head, first_conv=first_conv, **cfg)
+        return variant
 
     return decorate
-
-
-def _timm_source(source: str | None) -> dict[str, Any]:
-    if source is None:
-        return {}
-    if source.startswith("hf://"):
-        owner, repository, *rest = source.removeprefix("hf://").split("/")
-        # "hf": timm downloads the file and leaves the reading to Backbone.load_pretrained.
-        where = {"hf_hub_id": f"{owner}/{repository}", "hf_hub_filename": "/".join(rest)}
-        return {**where, "custom_load": "hf"}
-    return {"url": source, "custom_load": True}
 
 
 def _remap(state_dict: dict[str, Any], model: Backbone) -> dict[str, Tensor]:

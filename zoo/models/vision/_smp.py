@@ -42,19 +42,19 @@ def segmenter(
     return model
 
 
-@register_model()
+@register_model(parameters=33_610_294)
 def smp_unet(**kwargs: Any) -> nn.Module:
     """U-Net's decoder on a backbone, of segmentation_models_pytorch."""
     return segmenter("unet", **kwargs)
 
 
-@register_model()
+@register_model(parameters=31_491_350)
 def smp_fpn(**kwargs: Any) -> nn.Module:
     """Feature pyramid network on a backbone, of segmentation_models_pytorch."""
     return segmenter("fpn", **kwargs)
 
 
-@register_model()
+@register_model(parameters=30_149_398)
 def smp_segformer(**kwargs: Any) -> nn.Module:
     """SegFormer's MLP decoder on a backbone, of segmentation_models_pytorch."""
     return segmenter("segformer", **kwargs)

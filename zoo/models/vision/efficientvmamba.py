@@ -186,19 +186,19 @@ class InvertedResidual(nn.Module):
 # The published variants. Accuracy is top-1 on ImageNet-1k at 224 pixels.
 
 
-@register_backbone(source="hf://TerryPei/EfficientVMamba-Tiny", **PLACES)
+@register_backbone(source="hf://TerryPei/EfficientVMamba-Tiny", parameters=6_493_660, **PLACES)
 def efficientvmamba_tiny(**kwargs: Any) -> EfficientVMamba:
     """EfficientVMamba-T: 6.5 M parameters, 76.5 % top-1."""
     return EfficientVMamba(**{"depths": (2, 2, 4, 2), "dims": 48, **kwargs})
 
 
-@register_backbone(source="hf://TerryPei/EfficientVMamba-Small", **PLACES)
+@register_backbone(source="hf://TerryPei/EfficientVMamba-Small", parameters=11_273_688, **PLACES)
 def efficientvmamba_small(**kwargs: Any) -> EfficientVMamba:
     """EfficientVMamba-S (64 channels, as the published weights): 11.3 M, 78.7 % top-1."""
     return EfficientVMamba(**{"depths": (2, 2, 4, 2), "dims": 64, **kwargs})
 
 
-@register_backbone(source="hf://TerryPei/EfficientVMamba-Base", **PLACES)
+@register_backbone(source="hf://TerryPei/EfficientVMamba-Base", parameters=33_717_136, **PLACES)
 def efficientvmamba_base(**kwargs: Any) -> EfficientVMamba:
     """EfficientVMamba-B: 33.7 M parameters, 81.8 % top-1."""
     return EfficientVMamba(**{"depths": (2, 2, 9, 2), "dims": 96, **kwargs})

@@ -306,19 +306,19 @@ class AveragedBlocks(nn.Module):
         return x
 
 
-@register_backbone(**PLACES)
+@register_backbone(parameters=22_514_905, **PLACES)
 def vim2_tiny(**kwargs: Any) -> ViM2:
     """ViM2-T: 22.5 M parameters (published: 20 M), 82.7 % top-1."""
     return ViM2(**kwargs)
 
 
-@register_backbone(**PLACES)
+@register_backbone(parameters=40_495_384, **PLACES)
 def vim2_small(**kwargs: Any) -> ViM2:
     """ViM2-S: 40.5 M parameters (published: 43 M), 83.7 % top-1."""
     return ViM2(**{**_DEEP, "drop_path_rate": 0.3, **kwargs})
 
 
-@register_backbone(**PLACES)
+@register_backbone(parameters=69_856_856, **PLACES)
 def vim2_base(**kwargs: Any) -> ViM2:
     """ViM2-B: 69.9 M parameters (published: 74 M), 83.9 % top-1."""
     return ViM2(**{**_DEEP, "dims": 128, "drop_path_rate": 0.5, **kwargs})
@@ -327,7 +327,7 @@ def vim2_base(**kwargs: Any) -> ViM2:
 _DEEP: dict[str, Any] = {"depths": (2, 2, 18, 2), "channel_depths": (1, 1, 9, 1)}
 
 
-@register_model()
+@register_model(parameters=243_884)
 def tsm2(**kwargs: Any) -> TSM2:
     """TSM2 for seven variates, 512 steps of history and 96 of forecast."""
     return TSM2(**kwargs)

@@ -157,19 +157,19 @@ def _mask_rcnn(kwargs: dict[str, Any], backbone: str) -> MaskRCNN:
     return MaskRCNN(**{"backbone": backbone, **kwargs})
 
 
-@register_model()
+@register_model(parameters=49_759_669)
 def mask_rcnn_vmamba_tiny(**kwargs: Any) -> MaskRCNN:
     """Mask R-CNN on VMamba-T [s1l8]: the authors report AP 47.3 and 42.7 on COCO."""
     return _mask_rcnn(kwargs, "vmamba_tiny")
 
 
-@register_model()
+@register_model(parameters=69_658_357)
 def mask_rcnn_vmamba_small(**kwargs: Any) -> MaskRCNN:
     """Mask R-CNN on VMamba-S [s2l15]: the authors report AP 48.7 and 43.7 on COCO."""
     return _mask_rcnn(kwargs, "vmamba_small_s2l15")
 
 
-@register_model()
+@register_model(parameters=107_935_733)
 def mask_rcnn_vmamba_base(**kwargs: Any) -> MaskRCNN:
     """Mask R-CNN on VMamba-B [s2l15]: the authors report AP 49.2 and 44.1 on COCO."""
     return _mask_rcnn(kwargs, "vmamba_base_s2l15")

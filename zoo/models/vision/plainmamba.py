@@ -365,19 +365,19 @@ L3: dict[str, Any] = {**L2, "embed_dims": 448, "num_layers": 36, "drop_path_rate
 _HUB = "hf://ChenhongyiYang/PlainMamba/"
 
 
-@register_backbone(source=_HUB + "l1.pth", **PLACES)
+@register_backbone(source=_HUB + "l1.pth", parameters=7_551_656, **PLACES)
 def plainmamba_l1(**kwargs: Any) -> PlainMamba:
     """PlainMamba-L1: 7.6 M parameters, 77.9 % top-1."""
     return PlainMamba(**{**L1, **kwargs})
 
 
-@register_backbone(source=_HUB + "l2.pth", **PLACES)
+@register_backbone(source=_HUB + "l2.pth", parameters=26_145_832, **PLACES)
 def plainmamba_l2(**kwargs: Any) -> PlainMamba:
     """PlainMamba-L2: 26.1 M parameters, 81.6 % top-1."""
     return PlainMamba(**{**L2, **kwargs})
 
 
-@register_backbone(source=_HUB + "l3.pth", **PLACES)
+@register_backbone(source=_HUB + "l3.pth", parameters=50_956_456, **PLACES)
 def plainmamba_l3(**kwargs: Any) -> PlainMamba:
     """PlainMamba-L3: 51.0 M parameters, 82.3 % top-1."""
     return PlainMamba(**{**L3, **kwargs})

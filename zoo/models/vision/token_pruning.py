@@ -31,7 +31,6 @@ from zoo.layers.plain import at_zero, linear_of_half, split_bias
 from zoo.layers.precision import at_least_fp32
 from zoo.layers.scan_orders import ScanOrder, only_kept, snake
 from zoo.layers.short_conv import short_conv
-from zoo.models.registry import model_info
 from zoo.models.vision import plainmamba, vim
 from zoo.models.vision._backbone import register_backbone
 from zoo.models.vision.plainmamba import PlainMamba, PlainMambaLayer
@@ -452,31 +451,39 @@ def _plainmamba(kwargs: dict[str, Any], variant: dict[str, Any], every: int) -> 
     return PrunedPlainMamba(**{**variant, "drop_path_rate": 0.0, **schedule, **kwargs})
 
 
-@register_backbone(source=model_info("vim_tiny").source, **vim.PLACES)
+@register_backbone(
+    source="hf://hustvl/Vim-tiny-midclstok/vim_t_midclstok_76p1acc.pth",
+    parameters=7_148_008,
+    **vim.PLACES,
+)
 def token_pruning_vim_tiny(**kwargs: Any) -> PrunedVim:
     """Vim-Ti that keeps 3 of 4 patches after layers 10 and 20."""
     return _vim(kwargs, embed_dim=192, prune_after=(10, 20), keep_ratio=0.75)
 
 
-@register_backbone(source=model_info("vim_small").source, **vim.PLACES)
+@register_backbone(
+    source="hf://hustvl/Vim-small-midclstok/vim_s_midclstok_80p5acc.pth",
+    parameters=25_796_584,
+    **vim.PLACES,
+)
 def token_pruning_vim_small(**kwargs: Any) -> PrunedVim:
     """Vim-S that keeps 4 of 5 patches after layers 5, 10 and 15: tuned 78.8 %."""
     return _vim(kwargs, embed_dim=384)
 
 
-@register_backbone(source=model_info("plainmamba_l1").source, **plainmamba.PLACES)
+@register_backbone(source=plainmamba._HUB + "l1.pth", parameters=7_551_656, **plainmamba.PLACES)
 def token_pruning_plainmamba_l1(**kwargs: Any) -> PrunedPlainMamba:
     """PlainMamba-L1 that keeps 57.5 % of the patches after layers 6, 12 and 18."""
     return _plainmamba(kwargs, plainmamba.L1, 6)
 
 
-@register_backbone(source=model_info("plainmamba_l2").source, **plainmamba.PLACES)
+@register_backbone(source=plainmamba._HUB + "l2.pth", parameters=26_145_832, **plainmamba.PLACES)
 def token_pruning_plainmamba_l2(**kwargs: Any) -> PrunedPlainMamba:
     """PlainMamba-L2 that keeps 57.5 % of the patches after layers 6, 12 and 18."""
     return _plainmamba(kwargs, plainmamba.L2, 6)
 
 
-@register_backbone(source=model_info("plainmamba_l3").source, **plainmamba.PLACES)
+@register_backbone(source=plainmamba._HUB + "l3.pth", parameters=50_956_456, **plainmamba.PLACES)
 def token_pruning_plainmamba_l3(**kwargs: Any) -> PrunedPlainMamba:
     """PlainMamba-L3 that keeps 57.5 % of the patches after layers 9, 18, 27: tuned 81.7 %."""
     return _plainmamba(kwargs, plainmamba.L3, 9)

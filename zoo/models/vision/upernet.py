@@ -170,37 +170,46 @@ def _upernet(kwargs: dict[str, Any], backbone: str, **backbone_args: Any) -> UPe
     return UPerNet(**{"backbone": backbone, "backbone_args": args, **kwargs})
 
 
-@register_model(source=_VMAMBA + "upernet_vssm_4xb4-160k_ade20k-512x512_tiny_s_iter_160000.pth")
+@register_model(
+    source=_VMAMBA + "upernet_vssm_4xb4-160k_ade20k-512x512_tiny_s_iter_160000.pth",
+    parameters=61_902_572,
+)
 def upernet_vmamba_tiny(**kwargs: Any) -> UPerNet:
     """UPerNet on VMamba-T [s1l8]: 47.9 % mIoU on ADE20K."""
     return _upernet(kwargs, "vmamba_tiny")
 
 
-@register_model(source=_VMAMBA + "upernet_vssm_4xb4-160k_ade20k-512x512_small_iter_144000.pth")
+@register_model(
+    source=_VMAMBA + "upernet_vssm_4xb4-160k_ade20k-512x512_small_iter_144000.pth",
+    parameters=81_801_260,
+)
 def upernet_vmamba_small(**kwargs: Any) -> UPerNet:
     """UPerNet on VMamba-S [s2l15]: 50.6 % mIoU on ADE20K."""
     return _upernet(kwargs, "vmamba_small_s2l15")
 
 
-@register_model(source=_VMAMBA + "upernet_vssm_4xb4-160k_ade20k-512x512_base_iter_160000.pth")
+@register_model(
+    source=_VMAMBA + "upernet_vssm_4xb4-160k_ade20k-512x512_base_iter_160000.pth",
+    parameters=122_069_292,
+)
 def upernet_vmamba_base(**kwargs: Any) -> UPerNet:
     """UPerNet on VMamba-B [s2l15]: 51.0 % mIoU on ADE20K."""
     return _upernet(kwargs, "vmamba_base_s2l15")
 
 
-@register_model()
+@register_model(parameters=35_360_192)
 def upernet_efficientvmamba_tiny(**kwargs: Any) -> UPerNet:
     """UPerNet on EfficientVMamba-T."""
     return _upernet(kwargs, "efficientvmamba_tiny")
 
 
-@register_model()
+@register_model(parameters=41_069_212)
 def upernet_efficientvmamba_small(**kwargs: Any) -> UPerNet:
     """UPerNet on EfficientVMamba-S."""
     return _upernet(kwargs, "efficientvmamba_small")
 
 
-@register_model()
+@register_model(parameters=65_370_644)
 def upernet_efficientvmamba_base(**kwargs: Any) -> UPerNet:
     """UPerNet on EfficientVMamba-B: 46.5 % mIoU on ADE20K."""
     return _upernet(kwargs, "efficientvmamba_base")

@@ -325,33 +325,51 @@ def _vim(kwargs: dict[str, Any], **variant: Any) -> Vim:
     return Vim(**{"final_pool_type": "mean", **variant, **kwargs})
 
 
-@register_backbone(source="hf://hustvl/Vim-tiny-midclstok/vim_t_midclstok_76p1acc.pth", **PLACES)
+@register_backbone(
+    source="hf://hustvl/Vim-tiny-midclstok/vim_t_midclstok_76p1acc.pth",
+    parameters=7_148_008,
+    **PLACES,
+)
 def vim_tiny(**kwargs: Any) -> Vim:
     """Vim-Ti: 7.1 M parameters, 76.1 % top-1."""
     return _vim(kwargs, embed_dim=192)
 
 
-@register_backbone(source="hf://hustvl/Vim-tiny-midclstok/vim_t_midclstok_ft_78p3acc.pth", **PLACES)
+@register_backbone(
+    source="hf://hustvl/Vim-tiny-midclstok/vim_t_midclstok_ft_78p3acc.pth",
+    parameters=7_250_344,
+    **PLACES,
+)
 def vim_tiny_stride8(**kwargs: Any) -> Vim:
     """Vim-Ti+, fine-tuned on overlapping patches: 7.3 M parameters, 78.3 % top-1."""
     return _vim(kwargs, embed_dim=192, stride=8)
 
 
-@register_backbone(source="hf://hustvl/Vim-small-midclstok/vim_s_midclstok_80p5acc.pth", **PLACES)
+@register_backbone(
+    source="hf://hustvl/Vim-small-midclstok/vim_s_midclstok_80p5acc.pth",
+    parameters=25_796_584,
+    **PLACES,
+)
 def vim_small(**kwargs: Any) -> Vim:
     """Vim-S: 25.8 M parameters, 80.5 % top-1."""
     return _vim(kwargs, embed_dim=384)
 
 
 @register_backbone(
-    source="hf://hustvl/Vim-small-midclstok/vim_s_midclstok_ft_81p6acc.pth", **PLACES
+    source="hf://hustvl/Vim-small-midclstok/vim_s_midclstok_ft_81p6acc.pth",
+    parameters=26_001_256,
+    **PLACES,
 )
 def vim_small_stride8(**kwargs: Any) -> Vim:
     """Vim-S+, fine-tuned on overlapping patches: 26.0 M parameters, 81.6 % top-1."""
     return _vim(kwargs, embed_dim=384, stride=8)
 
 
-@register_backbone(source="hf://hustvl/Vim-base-midclstok/vim_b_midclstok_81p9acc.pth", **PLACES)
+@register_backbone(
+    source="hf://hustvl/Vim-base-midclstok/vim_b_midclstok_81p9acc.pth",
+    parameters=97_598_440,
+    **PLACES,
+)
 def vim_base(**kwargs: Any) -> Vim:
     """Vim-B: 97.6 M parameters, 81.9 % top-1."""
     return _vim(kwargs, embed_dim=768)

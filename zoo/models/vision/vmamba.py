@@ -236,73 +236,99 @@ def _vmamba_m2(kwargs: dict[str, Any], **variant: Any) -> VMamba:
     return _vmamba(kwargs, **mamba2, **variant)
 
 
-@register_backbone(source=_RELEASES + "%23v2cls/vssm1_tiny_0230s_ckpt_epoch_264.pth", **PLACES)
+@register_backbone(
+    source=_RELEASES + "%23v2cls/vssm1_tiny_0230s_ckpt_epoch_264.pth",
+    parameters=30_249_064,
+    **PLACES,
+)
 def vmamba_tiny(**kwargs: Any) -> VMamba:
     """VMamba-T [s1l8]: 30.2 M parameters, 82.6 % top-1."""
     return _vmamba(kwargs, depths=(2, 2, 8, 2), dims=96, ssm_ratio=1.0, drop_path_rate=0.2)
 
 
-@register_backbone(source=_RELEASES + "%23v2cls/vssm1_small_0229s_ckpt_epoch_240.pth", **PLACES)
+@register_backbone(
+    source=_RELEASES + "%23v2cls/vssm1_small_0229s_ckpt_epoch_240.pth",
+    parameters=49_012_840,
+    **PLACES,
+)
 def vmamba_small(**kwargs: Any) -> VMamba:
     """VMamba-S [s1l20]: 49.0 M parameters, 83.3 % top-1."""
     return _vmamba(kwargs, depths=(2, 2, 20, 2), dims=96, ssm_ratio=1.0, drop_path_rate=0.3)
 
 
-@register_backbone(source=_RELEASES + "%23v2cls/vssm1_base_0229s_ckpt_epoch_225.pth", **PLACES)
+@register_backbone(
+    source=_RELEASES + "%23v2cls/vssm1_base_0229s_ckpt_epoch_225.pth",
+    parameters=86_614_504,
+    **PLACES,
+)
 def vmamba_base(**kwargs: Any) -> VMamba:
     """VMamba-B [s1l20]: 86.6 M parameters, 83.8 % top-1."""
     return _vmamba(kwargs, depths=(2, 2, 20, 2), dims=128, ssm_ratio=1.0, drop_path_rate=0.5)
 
 
-@register_backbone(source=_RELEASES + "%23v2cls/vssm_tiny_0230_ckpt_epoch_262.pth", **PLACES)
+@register_backbone(
+    source=_RELEASES + "%23v2cls/vssm_tiny_0230_ckpt_epoch_262.pth", parameters=30_705_832, **PLACES
+)
 def vmamba_tiny_s2l5(**kwargs: Any) -> VMamba:
     """VMamba-T [s2l5]: 30.7 M parameters, 82.5 % top-1."""
     return _vmamba(kwargs, depths=(2, 2, 5, 2), dims=96, drop_path_rate=0.2)
 
 
-@register_backbone(source=_RELEASES + "%23v2cls/vssm_small_0229_ckpt_epoch_222.pth", **PLACES)
+@register_backbone(
+    source=_RELEASES + "%23v2cls/vssm_small_0229_ckpt_epoch_222.pth",
+    parameters=50_147_752,
+    **PLACES,
+)
 def vmamba_small_s2l15(**kwargs: Any) -> VMamba:
     """VMamba-S [s2l15]: 50.1 M parameters, 83.6 % top-1."""
     return _vmamba(kwargs, depths=(2, 2, 15, 2), dims=96, drop_path_rate=0.3)
 
 
-@register_backbone(source=_RELEASES + "%23v2cls/vssm_base_0229_ckpt_epoch_237.pth", **PLACES)
+@register_backbone(
+    source=_RELEASES + "%23v2cls/vssm_base_0229_ckpt_epoch_237.pth", parameters=88_557_800, **PLACES
+)
 def vmamba_base_s2l15(**kwargs: Any) -> VMamba:
     """VMamba-B [s2l15]: 88.6 M parameters, 83.9 % top-1."""
     return _vmamba(kwargs, depths=(2, 2, 15, 2), dims=128, drop_path_rate=0.6)
 
 
-@register_backbone(source=_RELEASES + "%23v0cls/vssmtiny_dp01_ckpt_epoch_292.pth", **PLACES)
+@register_backbone(
+    source=_RELEASES + "%23v0cls/vssmtiny_dp01_ckpt_epoch_292.pth", parameters=22_893_448, **PLACES
+)
 def vmamba_tiny_v0(**kwargs: Any) -> VMamba:
     """VMamba-T, first form (gated, 16 states, no MLP): 22.9 M parameters, 82.2 % top-1."""
     return _vmamba_v0(kwargs, depths=(2, 2, 9, 2), dims=96, drop_path_rate=0.2)
 
 
-@register_backbone(source=_RELEASES + "%23v0cls/vssmsmall_dp03_ckpt_epoch_238.pth", **PLACES)
+@register_backbone(
+    source=_RELEASES + "%23v0cls/vssmsmall_dp03_ckpt_epoch_238.pth", parameters=44_417_416, **PLACES
+)
 def vmamba_small_v0(**kwargs: Any) -> VMamba:
     """VMamba-S, first form: 44.4 M parameters, 83.5 % top-1."""
     return _vmamba_v0(kwargs, depths=(2, 2, 27, 2), dims=96, drop_path_rate=0.3)
 
 
-@register_backbone(source=_RELEASES + "%23v0cls/vssmbase_dp06_ckpt_epoch_241.pth", **PLACES)
+@register_backbone(
+    source=_RELEASES + "%23v0cls/vssmbase_dp06_ckpt_epoch_241.pth", parameters=76_254_056, **PLACES
+)
 def vmamba_base_v0(**kwargs: Any) -> VMamba:
     """VMamba-B, first form: 76.3 M parameters, 83.7 % top-1."""
     return _vmamba_v0(kwargs, depths=(2, 2, 27, 2), dims=128, drop_path_rate=0.6)
 
 
-@register_backbone(**PLACES)
+@register_backbone(parameters=25_340_296, **PLACES)
 def vmamba_tiny_m2(**kwargs: Any) -> VMamba:
     """VMamba-T with Mamba-2's scan: 25.3 M parameters."""
     return _vmamba_m2(kwargs, depths=(2, 2, 4, 2), dims=96, drop_path_rate=0.2)
 
 
-@register_backbone(**PLACES)
+@register_backbone(parameters=39_079_816, **PLACES)
 def vmamba_small_m2(**kwargs: Any) -> VMamba:
     """VMamba-S with Mamba-2's scan: 39.1 M parameters."""
     return _vmamba_m2(kwargs, depths=(2, 2, 12, 2), dims=96, drop_path_rate=0.3)
 
 
-@register_backbone(**PLACES)
+@register_backbone(parameters=67_527_528, **PLACES)
 def vmamba_base_m2(**kwargs: Any) -> VMamba:
     """VMamba-B with Mamba-2's scan: 67.5 M parameters."""
     return _vmamba_m2(kwargs, depths=(2, 2, 12, 2), dims=128, drop_path_rate=0.3)
