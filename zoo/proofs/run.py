@@ -94,5 +94,3 @@ def read_proofs(file: Path) -> list[Proof]:
 def _plain(settings: Any) -> Any:
     """Without the types of jsonargparse."""
     return settings.as_dict() if isinstance(settings, Namespace) else settings
-
-
