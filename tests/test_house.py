@@ -18,6 +18,7 @@ from zoo.lazy import public_classes
 #: import each other.
 FLOORS = (
     ("errors", "lazy"),
+    ("atomic",),
     ("arguments", "command", "devices", "show"),
     ("recipes",),
     ("trust",),

@@ -1,5 +1,5 @@
 """``python -m zoo.predict FILES... --checkpoint RUN|CHECKPOINT``; with published weights ``--model
-NAME`` (a classifier) or ``--recipe RECIPE.yaml``, and ``--pretrained FILE``.
+NAME`` (a classifier) or ``--recipe RECIPE``, and ``--pretrained FILE``.
 
 Applies a trained model to files or to all in a folder; writes ``predictions.csv`` and, per file, a
 picture of the result. A file that cannot be predicted is a row with its error, and the exit code is
@@ -12,18 +12,21 @@ import argparse
 import csv
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from zoo.arguments import allow_class_option
 from zoo.atomic import part_folder, place
-from zoo.cli import Recipe, quiet
 from zoo.command import command
-from zoo.data.base import DataModule
-from zoo.devices import usable_device
 from zoo.errors import ZooError
-from zoo.runs import read_checkpoint, resolve_checkpoint
+from zoo.recipes import find_recipe, read_recipe
+from zoo.runs.folder import resolve_checkpoint
 from zoo.show import print_table, say
-from zoo.tasks.base import Task
-from zoo.tasks.vision.classification import ImageClassification
+
+if TYPE_CHECKING:
+    from zoo.data.base import DataModule
+    from zoo.tasks.base import Task
 
 SHOWN = 20
 
@@ -44,7 +47,7 @@ def _arguments() -> argparse.ArgumentParser:
         "--model", metavar="NAME", help="instead: an image classifier, see zoo list"
     )
     parser.add_argument(
-        "--recipe", type=Path, metavar="YAML", help="instead: a recipe that says model and task"
+        "--recipe", metavar="RECIPE", help="instead: a recipe that says model and task"
     )
     parser.add_argument(
         "--pretrained", metavar="FILE", help="and its weights: file, folder, URL, hf://"
@@ -56,6 +59,7 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output", type=Path, metavar="FOLDER", help="new folder (default predictions/<time>)"
     )
+    allow_class_option(parser)
     return parser
 
 
@@ -63,21 +67,24 @@ def _arguments() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     """Predict as the command line says; 1 if some inputs failed."""
     arguments = _arguments().parse_args(argv)
-    quiet()
     output = arguments.output or Path("predictions", time.strftime("%Y-%m-%d_%H-%M-%S"))
     if arguments.output is not None and output.exists():
         raise ZooError(f"--output: {output} exists already, expected the name of a new folder")
+    source = _check_model(arguments)
+
+    # all that needs no import is right
+    from zoo.cli import quiet
+    from zoo.devices import usable_device
+
+    quiet()
     device = usable_device(arguments.device)
-    task, data = _load(arguments)
+    task, data = _load(arguments, source)
     task.to(device)
-    files = task.find_inputs(arguments.files)
+    inputs = task.find_inputs(arguments.files)
     with part_folder("--output", output) as part:
-        rows = task.predict_files(files, data, part)
+        rows = task.predict_files(inputs, data, part)
         columns = list(dict.fromkeys(column for row in rows for column in row))
-        with (part / "predictions.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, columns, restval="")
-            writer.writeheader()
-            writer.writerows(rows)
+        _write_table(rows, columns, part / "predictions.csv")
         output = place(part, output)
     failed = sum("error" in row for row in rows)
     shown = columns[:3] + (["error"] if failed and "error" not in columns[:3] else [])
@@ -92,26 +99,49 @@ def main(argv: list[str]) -> int:
     return 1 if failed else 0
 
 
-def _load(arguments: argparse.Namespace) -> tuple[Task, DataModule]:
+def _write_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], path: Path) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _check_model(arguments: argparse.Namespace) -> Path | None:
+    """The checkpoint or the recipe that was given, if either was."""
     given = [arguments.checkpoint, arguments.model, arguments.recipe]
     if sum(value is not None for value in given) != 1:
         raise ZooError(
             "which model? give --checkpoint RUN, or --model NAME --pretrained FILE, or --recipe "
-            "YAML --pretrained FILE"
+            "RECIPE --pretrained FILE"
         )
     if arguments.checkpoint is not None:
-        path = resolve_checkpoint(arguments.checkpoint)
-        checkpoint = read_checkpoint(path)
-        recipe, _ = Recipe.of_checkpoint(checkpoint, path)
-        task, data = recipe.build()
-        task.load_weights(checkpoint)
-        return task, data
+        return resolve_checkpoint(arguments.checkpoint)
     if arguments.pretrained is None:
         name = f"--model {arguments.model}" if arguments.model else f"--recipe {arguments.recipe}"
         raise ZooError(f"{name}: its weights are missing, add --pretrained FILE")
+    if arguments.recipe is None:
+        return None
+    path = find_recipe(arguments.recipe)
+    read_recipe(path, [])
+    return path
+
+
+def _load(arguments: argparse.Namespace, source: Path | None) -> tuple[Task, DataModule]:
+    from zoo.cli import Recipe
+
+    if arguments.checkpoint is not None:
+        from zoo.runs import read_checkpoint
+
+        checkpoint = read_checkpoint(source)
+        recipe, _ = Recipe.of_checkpoint(checkpoint, source, allowed=arguments.allow_class)
+        task, data = recipe.build()
+        task.load_weights(checkpoint)
+        return task, data
     if arguments.recipe is not None:
         weights = f"--model.init_args.pretrained={arguments.pretrained}"
-        return Recipe(arguments.recipe, [weights]).build()
+        return Recipe(source, [weights]).build()
+    from zoo.tasks.vision.classification import ImageClassification
+
     task = ImageClassification(
         arguments.model, arguments.num_classes, pretrained=arguments.pretrained
     )

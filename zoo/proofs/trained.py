@@ -130,7 +130,7 @@ def fit_recipe(recipe: Recipe, task: Task, data: DataModule) -> tuple[Trainer, l
 
 def shown(task: Task) -> list[Pictures]:
     """Samples of the last test, where the task shows maps."""
-    return [dict(panels) for panels in task._shown[:_SHOWN]] if isinstance(task, DenseTask) else []
+    return [dict(panels) for panels in task.shown[:_SHOWN]] if isinstance(task, DenseTask) else []
 
 
 class Trained(OfRecipe):

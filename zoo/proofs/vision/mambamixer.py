@@ -18,7 +18,7 @@ class Forecasts(Trained):
     def inspect(self, task: Task, data: DataModule) -> Measured:
         """Take the window from the test."""
         assert isinstance(task, SeriesForecasting)
-        past, future, forecast = (series[:, -1].tolist() for series in task._shown[0])
+        past, future, forecast = (series[:, -1].tolist() for series in task.shown[0])
         hours = range(1, len(future) + 1)
         seen = past[-2 * len(future) :]
         return Measured(
