@@ -1,4 +1,4 @@
-"""A recipe inside a checkpoint is a stranger's: whatever it names, nothing of the stranger's runs."""
+"""A recipe inside a checkpoint is a stranger's: whatever it names, nothing of theirs runs."""
 
 import copy
 import sys

@@ -97,7 +97,7 @@ def test_the_recipes_chain(folder):
     picture = folder / "picture.png"
     Image.new("RGB", (40, 40), "red").save(picture)
     rows = task.predict_files([picture], data, folder)
-    assert rows[0]["question"] == "a1 ?" and (folder / "0000_picture.png").is_file()
+    assert rows[0]["question"] == "a1 ?" and (folder / "0001_picture.png").is_file()
 
 
 def test_a_teacher_of_transformers_and_text(tmp_path):
