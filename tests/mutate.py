@@ -92,9 +92,9 @@ class Runner:
         for path in self.case_files:
             for name, case in fingerprints.load(path).items():
                 with tracing(self.file) as lines:
-                    began = time.monotonic()
+                    began = time.process_time()
                     differences = case.differences()
-                    cases[f"{path}:{name}"] = (time.monotonic() - began, sorted(lines))
+                    cases[f"{path}:{name}"] = (time.process_time() - began, sorted(lines))
                 faults += [f"{path} {name}: {fault}" for fault in differences]
         recorder = Recorder(self.file)
         if self.functions and not faults:
@@ -117,7 +117,7 @@ class Runner:
         if not cases and not items:
             return True
         seconds = sum(self.cases[c][0] for c in cases) + sum(self.items[i][0] for i in items)
-        return fork(lambda: self._passes(mutant, cases, items), 60 + 5 * seconds) is True
+        return fork(lambda: self._passes(mutant, cases, items), 60 + 3 * seconds) is True
 
     def _passes(self, mutant: Mutant, cases: list[str], items: list[str]) -> bool:
         if self.module in sys.modules:
@@ -151,10 +151,10 @@ class Recorder:
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
-        began = time.monotonic()
+        began = time.process_time()
         with tracing(self.file) as lines:
             yield
-        self.found[item.nodeid] = (time.monotonic() - began, sorted(lines))
+        self.found[item.nodeid] = (time.process_time() - began, sorted(lines))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
@@ -216,7 +216,7 @@ class TreeLoader(importlib.machinery.SourceFileLoader):
 
 
 def fork(work: Callable[[], Any], seconds: float) -> Any:
-    """What a function returns in a fork; None if it raises, dies or takes too long."""
+    """What a function returns in a fork; None if it raises, dies or takes longer than seconds."""
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer"
         child = os.fork()
@@ -227,7 +227,10 @@ def fork(work: Callable[[], Any], seconds: float) -> Any:
             if not os.environ.get("MUTATE_VERBOSE"):
                 os.dup2(silence, 2)
             try:
-                signal.alarm(int(seconds) + 1)
+                # of processor time, so that a busy machine kills nothing; a deadlock ends too
+                signal.setitimer(signal.ITIMER_PROF, seconds)
+                signal.signal(signal.SIGPROF, signal.SIG_DFL)
+                signal.alarm(3600)
                 os.chdir(ROOT)
                 answer.write_text(json.dumps(work()))
             except BaseException:  # whatever a changed module does ends here

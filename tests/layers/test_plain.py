@@ -1,4 +1,4 @@
-"""Layers that a fused path would bypass are called: hooks, adapters, quantised forms count."""
+"""Layers that a fused path would bypass are called: hooks and adapters take effect."""
 
 import copy
 
@@ -108,8 +108,7 @@ IMAGES = {"img_size": 32, "patch_size": 8, "num_classes": 3}
 def test_plainmamba(official, pruned):
     torch.manual_seed(0)
     arguments = {**IMAGES, "embed_dims": 12, "num_layers": 2, "strict_official": official}
-    if pruned:
-        arguments["prune_after"] = (1,)
+    arguments |= {"prune_after": (1,)} if pruned else {}
     model = (PrunedPlainMamba if pruned else PlainMamba)(**arguments)
     for layer in model.layers:
         nn.init.normal_(layer.mamba.dt_proj.bias)

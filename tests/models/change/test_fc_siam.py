@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import zoo
-from tests.dense import check_learning, count
+from tests.dense import count
 from zoo.errors import ZooError
 
 
@@ -14,15 +14,6 @@ def test_parameter_count_and_names(name, parameters):
     names = zoo.create_model(name).state_dict()
     assert {"conv43.weight", "bn33d.running_mean", "upconv1.weight", "conv11d.bias"} <= set(names)
     assert "bn11d.weight" not in names
-
-
-@pytest.mark.parametrize("name", ["fc_siam_conc", "fc_siam_diff"])
-def test_shapes_and_learning(name):
-    torch.manual_seed(0)
-    model = zoo.create_model(name, widths=(4, 8, 8, 8), dropout=0.0)
-    pre, post = torch.randn(2, 2, 3, 37, 50)
-    check_learning(model, lambda: model(pre, post), (2, 2, 37, 50))
-    torch.testing.assert_close(model(pre, post).exp().sum(1), torch.ones(2, 37, 50))
 
 
 def test_wrong_sizes_are_said():

@@ -1,7 +1,6 @@
 import pytest
 import torch
 
-import zoo
 from tests import backbones
 from zoo.errors import ZooError
 from zoo.models.vision.efficientvmamba import (
@@ -90,9 +89,8 @@ def test_official_keys():
     backbones.check_official_keys("efficientvmamba_base", official_keys((2, 2, 9, 2), 96))
 
 
-@pytest.mark.parametrize("size", [(64, 64), (52, 44), (33, 17), (4, 4)])
-def test_any_image_size(size):
-    assert EfficientVMamba(**TINY)(torch.randn(2, 3, *size)).shape == (2, 10)
+def test_smallest_image():
+    assert EfficientVMamba(**TINY)(torch.randn(2, 3, 4, 4)).shape == (2, 10)
 
 
 def test_wrong_arguments():
@@ -100,13 +98,6 @@ def test_wrong_arguments():
         EfficientVMamba(**TINY, downsample_version="v3")
     with pytest.raises(ZooError, match="at least 4 pixels"):
         EfficientVMamba(**TINY)(torch.zeros(1, 3, 2, 9))
-
-
-@pytest.mark.parametrize("scan", ["atrous", "cross2d"])
-def test_training_step(scan):
-    torch.manual_seed(0)
-    model = EfficientVMamba(**TINY, scan=scan, mlp_ratio=2.0, downsample_version="v2")
-    backbones.check_training_step(model, torch.randn(2, 3, 64, 64))
 
 
 @pytest.mark.parametrize(
@@ -132,30 +123,9 @@ def test_reach_of_the_block(blocks, convolutions, reached):
     assert int((x.grad.abs().amax(-1) > 0).sum()) == reached
 
 
-def test_features():
-    backbones.check_features("efficientvmamba_tiny", torch.randn(1, 3, 64, 96), **TINY)
-
-
 def test_dense_form():
     classifier = EfficientVMamba(**TINY)
     backbone = EfficientVMambaBackbone(**TINY).eval()
     backbone.load_state_dict(backbone.remap_state_dict(classifier.state_dict()))
     maps = backbone(torch.randn(1, 3, 64, 64))
     assert [tuple(m.shape[1:]) for m in maps] == [(8, 16, 16), (16, 8, 8), (32, 4, 4), (64, 2, 2)]
-
-
-def test_timm_manners():
-    torch.manual_seed(0)
-    model = zoo.create_model("efficientvmamba_tiny", **TINY)
-    backbones.check_timm_manners(model, torch.randn(2, 3, 64, 64))
-
-
-def test_autocast():
-    torch.manual_seed(0)
-    model = zoo.create_model("efficientvmamba_tiny", **TINY)
-    backbones.check_autocast(model, torch.randn(2, 3, 64, 64), 0.05)
-
-
-def test_compiles_as_one_graph():
-    model = zoo.create_model("efficientvmamba_tiny", **TINY)
-    backbones.check_compile(model, torch.randn(1, 3, 64, 48))

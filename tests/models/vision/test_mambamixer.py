@@ -1,7 +1,6 @@
 import pytest
 import torch
 
-import zoo
 from tests import backbones
 from zoo.errors import ZooError
 from zoo.models.vision.mambamixer import TSM2, AveragedBlocks, ViM2
@@ -28,34 +27,6 @@ COUNTS = {
 @pytest.mark.parametrize(("name", "count"), COUNTS.items())
 def test_parameter_count(name, count):
     assert backbones.count(name) == count
-
-
-@pytest.mark.parametrize("channel_mixer", ["mamba", "mlp", "none"])
-def test_training_step_of_vim2(channel_mixer):
-    torch.manual_seed(0)
-    model = ViM2(**VIM2, channel_mixer=channel_mixer)
-    backbones.check_training_step(model, torch.randn(2, 3, 16, 24))
-
-
-def test_features_and_manners():
-    backbones.check_features("vim2_tiny", torch.randn(1, 3, 16, 24), out_indices=(0, 1), **VIM2)
-    model = zoo.create_model("vim2_tiny", **VIM2)
-    assert model.reset_classifier(3) is None
-    assert model(torch.randn(1, 3, 9, 9)).shape == (1, 3)
-
-
-@pytest.mark.parametrize("channel_mixer", ["mamba", "mlp", "none"])
-def test_training_step_of_tsm2(channel_mixer):
-    torch.manual_seed(0)
-    model = TSM2(**SERIES, channel_mixer=channel_mixer)
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    history = torch.randn(3, 48, 5)
-    forecast = model(history)
-    assert forecast.shape == (3, 8, 5)
-    (forecast - torch.randn_like(forecast)).square().sum().backward()
-    torch.optim.Adam(model.parameters(), eps=1e-30).step()
-    for name, parameter in model.named_parameters():
-        assert not torch.equal(parameter, before[name]), name
 
 
 def test_averaging_begins_as_a_plain_stack():

@@ -80,11 +80,6 @@ def test_position_embedding_is_resized_on_loading():
     torch.testing.assert_close(large.pos_embed[:, 18], small.pos_embed[:, 8])
 
 
-@pytest.mark.parametrize("size", [(32, 32), (40, 24), (33, 47)])
-def test_any_image_size(size):
-    assert Vim(**TINY)(torch.randn(2, 3, *size)).shape == (2, 10)
-
-
 def test_too_small_image():
     with pytest.raises(ZooError, match=r"at least one patch \(8 pixels\).*not 7x32"):
         Vim(**TINY)(torch.zeros(1, 3, 7, 32))
@@ -103,34 +98,6 @@ def test_wrong_arguments(arguments, message):
         Vim(**{**TINY, **arguments})
 
 
-FORMS = {
-    "published": ({}, (2, 10)),
-    "class token first": ({"use_middle_cls_token": False}, (2, 10)),
-    "two class tokens": ({"use_double_cls_token": True}, (2, 10)),
-    "mean": ({"if_cls_token": False, "final_pool_type": "mean"}, (2, 10)),
-    "last": ({"if_cls_token": False, "final_pool_type": "none"}, (2, 10)),
-    "max": ({"if_cls_token": False, "final_pool_type": "max"}, (2, 10)),
-    "all": ({"if_cls_token": False, "final_pool_type": "all"}, (2, 16, 10)),
-    "pairs of layers": ({"if_bidirectional": True, "bimamba_type": "none"}, (2, 10)),
-}
-
-
-@pytest.mark.parametrize(("arguments", "shape"), FORMS.values(), ids=FORMS)
-def test_pooling(arguments, shape):
-    assert Vim(**TINY, **arguments)(torch.randn(2, 3, 32, 32)).shape == shape
-
-
-@pytest.mark.parametrize("bimamba_type", ["none", "v1", "v2"])
-def test_training_step(bimamba_type):
-    torch.manual_seed(0)
-    model = Vim(**TINY, bimamba_type=bimamba_type, init_layer_scale=0.5)
-    backbones.check_training_step(model, torch.randn(2, 3, 32, 32))
-
-
-def test_features():
-    backbones.check_features("vim_tiny", torch.randn(1, 3, 32, 48), **TINY)
-
-
 @pytest.mark.parametrize("arguments", [{}, {"if_bidirectional": True}])
 def test_intermediates_add_up(arguments):
     """The last intermediate map, normalised, holds what the classifier sees."""
@@ -140,19 +107,3 @@ def test_intermediates_add_up(arguments):
         tokens = model.forward_features(images)
         (features,) = model.forward_intermediates(images, 1, norm=True, intermediates_only=True)
     torch.testing.assert_close(features.flatten(2).transpose(1, 2), tokens)
-
-
-def test_timm_manners():
-    torch.manual_seed(0)
-    model = zoo.create_model("vim_tiny", **TINY)
-    backbones.check_timm_manners(model, torch.randn(2, 3, 32, 32))
-
-
-def test_autocast():
-    torch.manual_seed(0)
-    model = zoo.create_model("vim_tiny", **TINY)
-    backbones.check_autocast(model, torch.randn(2, 3, 32, 32), 0.05)
-
-
-def test_compiles_as_one_graph():
-    backbones.check_compile(zoo.create_model("vim_tiny", **TINY), torch.randn(1, 3, 32, 32))
