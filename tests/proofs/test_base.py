@@ -1,7 +1,7 @@
 import pytest
 
 from zoo.errors import ZooError
-from zoo.proofs import check
+from zoo.proofs.base import check
 
 MEASURED = {
     "ours": {"accuracy": 0.97, "seconds": 2.0},

@@ -85,6 +85,8 @@ def _convolve(
         seq_idx = torch.cat([seq_idx[:, :1].expand(-1, before), seq_idx], dim=1)
         initial_states = None
     result: Any = op(x, weight, bias, seq_idx, initial_states, return_final_states, activation)
+    out: Tensor
+    states: Any
     out, states = result if return_final_states else (result, None)
     if before:
         out = out[..., before:]

@@ -19,7 +19,7 @@ __all__ = ["load_config_hf", "load_state_dict_hf"]
 def load_config_hf(model_name: str) -> dict[str, Any]:
     """``config.json`` of a model on the hub, or of a local folder."""
     file = cached_file(model_name, CONFIG_NAME)
-    return json.loads(Path(file).read_text())
+    return json.loads(Path(str(file)).read_text())
 
 
 def load_state_dict_hf(

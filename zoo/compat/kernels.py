@@ -259,8 +259,8 @@ def _conv_fwd(*args: Any) -> Tensor | None:
         return None
     if len(args) not in (4, 5, 7):
         raise _wrong("causal_conv1d_fwd", "4, 5, 7 or 8", args)
-    *tensors, silu = args
-    return _convolved(*tensors, *[None] * (7 - len(args)), silu)
+    tensors = (*args[:-1], *[None] * (7 - len(args)), args[-1])
+    return _convolved(*tensors)
 
 
 def _conv_bwd(*args: Any) -> tuple[Tensor | None, ...] | None:
@@ -273,7 +273,7 @@ def _conv_bwd(*args: Any) -> tuple[Tensor | None, ...] | None:
     """
     if len(args) == 12:
         *inputs, dx, dweight, dbias, dinitial, silu = args
-        found = _conv_gradients(*inputs, None, dinitial is not None, silu)
+        found = _conv_gradients(*(*inputs, None, dinitial is not None, silu))
         for place, gradient, added in zip(
             (dx, dweight, dbias, dinitial), found, (False, True, True, False), strict=True
         ):
@@ -286,7 +286,7 @@ def _conv_bwd(*args: Any) -> tuple[Tensor | None, ...] | None:
         raise _wrong("causal_conv1d_bwd", "6, 7, 10 or 12", args)
     *first, dx, silu = args
     seq_idx = first[4] if len(first) == 5 else None
-    return _conv_gradients(*first[:4], seq_idx, None, None, dx, False, silu)[:3]
+    return _conv_gradients(*(*first[:4], seq_idx, None, None, dx, False, silu))[:3]
 
 
 def _conv_update(*args: Any) -> Tensor | None:

@@ -67,7 +67,7 @@ def create_block(
     Raises:
         ZooError: if ``ssm_cfg["layer"]`` is unknown.
     """
-    place = {"device": device, "dtype": dtype}
+    place: dict[str, Any] = {"device": device, "dtype": dtype}
     if layer_idx in (attn_layer_idx or ()):
         mixer: Any = partial(MHA, layer_idx=layer_idx, **(attn_cfg or {}), **place)
     else:
@@ -103,7 +103,7 @@ def _initialise(
     for name, parameter in module.named_parameters():
         if name in ("out_proj.weight", "fc2.weight"):
             nn.init.kaiming_uniform_(parameter, a=math.sqrt(5))
-            parameter /= math.sqrt(n_residuals_per_layer * n_layer)
+            parameter.div_(math.sqrt(n_residuals_per_layer * n_layer))
 
 
 class MixerModel(nn.Module):

@@ -205,7 +205,8 @@ def _state_passing_fwd(
         decay = dA_chunk_cumsum[:, :, chunk, None].float().exp()
         if seq_idx is not None and chunk_size is not None:
             last = seq_idx[:, min((chunk + 1) * chunk_size, seq_idx.shape[1]) - 1]
-            decay = decay * (last == owner)[:, None, None]
+            same: Tensor = last == owner
+            decay = decay * same[:, None, None]
             owner = last
         state = decay * state + states[:, chunk].float()
     return torch.stack(before, dim=1).to(out_dtype or states.dtype), state

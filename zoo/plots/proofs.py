@@ -16,7 +16,7 @@ from zoo.plots.style import BLUE, GREEN, GREY, ORANGE, RED, new_figure, plain
 #: Of lines in the order of the measurements: the mechanism first.
 LINE_COLOURS = (BLUE, ORANGE, GREEN, RED, "#7b52ab", "#17909c", "#a0703c", "#d16ba5", "#4d4d4d")
 #: Panels with curves beside each other, and rows of pictures.
-ACROSS, ROWS = 3, 3
+ACROSS, ROWS = 3, 2
 #: Inches of a figure, which is about as wide as a page.
 WIDTH = 10.0
 
@@ -88,7 +88,7 @@ def claim_figure(
         return None
     heights = []
     if panels:
-        heights.append(2.9 * -(-len(panels) // ACROSS))
+        heights.append(2.7 * -(-len(panels) // ACROSS))
     if columns:
         rows = min(len(pictures) for _, pictures in columns)
         highest = 3.6 if len(columns) == 1 else 2.3
@@ -207,10 +207,10 @@ def _columns(
             owner: [row[name] for row in rows] for owner, rows in drawn.items() if name in rows[0]
         }
         first = next(iter(columns.values()))
-        if len(drawn) > 1 and len(columns) > 1 and all(_equal(first, c) for c in columns.values()):
-            shared.append((name, first))
-        elif len(drawn) == 1:
+        if len(columns) == 1 and len(drawn) == 1:
             own.append((name, first))
+        elif all(_equal(first, column) for column in columns.values()):
+            shared.append((name, first))
         else:
             own += [(f"{owner}:\n{name}", column) for owner, column in columns.items()]
     return shared + own

@@ -190,8 +190,7 @@ def _needs(name: str) -> tuple[str, ...]:
                     needs.update(_defining(f"{module}.{alias.name}"))
             case ast.Constant(value=str(text)):
                 needs.update(_named([text]))
-    parents = {name.rpartition(".")[0] for name in (name, *needs)}
-    return tuple(sorted((needs | parents) & _modules().keys()))
+    return tuple(sorted(needs & _modules().keys()))
 
 
 @functools.cache

@@ -21,7 +21,7 @@ from zoo.tasks.base import Task
 #: Points of a learning curve.
 _POINTS = 40
 #: Samples whose pictures are kept.
-_SHOWN = 3
+SHOWN = 2
 
 
 def open_recipe(recipe: str, overrides: dict[str, Any], seed: int) -> Recipe:
@@ -130,7 +130,7 @@ def fit_recipe(recipe: Recipe, task: Task, data: DataModule) -> tuple[Trainer, l
 
 def shown(task: Task) -> list[Pictures]:
     """Samples of the last test, where the task shows maps."""
-    return [dict(panels) for panels in task.shown[:_SHOWN]] if isinstance(task, DenseTask) else []
+    return [dict(panels) for panels in task.shown[:SHOWN]] if isinstance(task, DenseTask) else []
 
 
 class Trained(OfRecipe):

@@ -11,7 +11,7 @@ from zoo.metrics.change import BinaryChangeScores
 from zoo.plots.panels import overlay
 from zoo.plots.proofs import Axes, Curve
 from zoo.proofs.base import Measured
-from zoo.proofs.trained import OfRecipe
+from zoo.proofs.trained import SHOWN, OfRecipe
 
 THRESHOLDS = 60
 
@@ -41,7 +41,7 @@ class Differencing(OfRecipe):
             # in the colours of the network's maps
             [
                 {"prediction": overlay(np.full((*one.shape, 3), 230, np.uint8), 1 * one, 1.0)}
-                for one in changed[:3]
+                for one in changed[:SHOWN]
             ],
         )
 

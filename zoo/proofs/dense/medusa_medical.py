@@ -12,7 +12,7 @@ from zoo.data.formats.labels import read_mask
 from zoo.plots.maps import coloured
 from zoo.plots.proofs import Pictures
 from zoo.proofs.base import Measured
-from zoo.proofs.trained import Trained
+from zoo.proofs.trained import SHOWN, Trained
 from zoo.tasks.base import Task
 
 
@@ -36,7 +36,7 @@ class Looks(Trained):
             mask = torch.from_numpy(lungs.astype(np.float32))[None, None]
             image, _ = data.eval_transform(sample)
             looks = task.eval_model.attend(image[None])[1]
-            if len(pictures) < 3:
+            if len(pictures) < SHOWN:
                 panels = {"picture": data.to_display(image), "lungs": np.where(lungs, 1.0, 0.0)}
                 for stage, attention in enumerate(looks, start=1):
                     panels[f"attention, stage {stage}"] = coloured(attention[0].mean(0).numpy())

@@ -10,7 +10,7 @@ from zoo.data.base import DataModule
 from zoo.data.formats.maps import MapDataModule
 from zoo.plots.proofs import Pictures
 from zoo.proofs.base import Measured
-from zoo.proofs.trained import OfRecipe, Trained
+from zoo.proofs.trained import SHOWN, OfRecipe, Trained
 from zoo.tasks.base import Task
 
 
@@ -68,5 +68,5 @@ class MeanFill(OfRecipe):
             error = ((mean - image).abs() * mask).sum((1, 2, 3)) / (3 * mask.sum((1, 2, 3)))
             errors += error.tolist()
             filled = image * known + mean * mask
-            pictures += [{"filled": data.to_display(x)} for x in filled[: 3 - len(pictures)]]
+            pictures += [{"filled": data.to_display(x)} for x in filled[: SHOWN - len(pictures)]]
         return Measured({"hole_l1": sum(errors) / len(errors)}, pictures=pictures)

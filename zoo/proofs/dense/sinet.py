@@ -10,11 +10,10 @@ from torch.nn.functional import interpolate
 from zoo.data.base import DataModule
 from zoo.data.dense.portraits import Portraits
 from zoo.losses.segmentation import boundary_band
-from zoo.plots.maps import coloured
 from zoo.plots.panels import overlay
 from zoo.plots.proofs import Pictures
 from zoo.proofs.base import Measured
-from zoo.proofs.trained import Trained
+from zoo.proofs.trained import SHOWN, Trained
 from zoo.tasks.base import Task
 
 
@@ -50,13 +49,13 @@ class Blocking(Trained):
             found = torch.stack([logits.argmax(1), foreign.argmax(1)])
             wrong += ((found != mask) & inside).sum((1, 2, 3))
             interior += int(inside.sum())
-            for index in range(min(3 - len(pictures), len(mask))):
+            for index in range(min(SHOWN - len(pictures), len(mask))):
                 picture = data.to_display(batch["image"][index])
                 labels = foreign[index].argmax(0).numpy()
                 pictures.append(
                     {
                         "picture": picture,
-                        "gate": coloured(gate[index].numpy()),
+                        "gate": gate[index].numpy(),
                         "detail of another picture": overlay(picture, labels),
                     }
                 )
