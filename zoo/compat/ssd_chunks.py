@@ -194,7 +194,7 @@ def _state_passing_fwd(
     state = torch.zeros_like(states[:, 0], dtype=torch.float32)
     if initial_states is not None:
         state = initial_states.float()
-    owner = None
+    owner: Any = None
     if seq_idx is not None:
         if chunk_size is None:
             raise ZooError("state_passing: seq_idx needs chunk_size")
