@@ -8,6 +8,8 @@ rest, whose step sizes are 0.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -205,7 +207,7 @@ def _state_passing_fwd(
         decay = dA_chunk_cumsum[:, :, chunk, None].float().exp()
         if seq_idx is not None and chunk_size is not None:
             last = seq_idx[:, min((chunk + 1) * chunk_size, seq_idx.shape[1]) - 1]
-            same: Tensor = last == owner
+            same = last == owner
             decay = decay * same[:, None, None]
             owner = last
         state = decay * state + states[:, chunk].float()
