@@ -296,7 +296,7 @@ class Mamba3(nn.Module):
         """Angles, scan, key ``[B, 1, H, N]`` and value before the first token."""
         like = self.in_proj.weight
         heads = (batch_size, self.nheads)
-        place = {"device": device or like.device, "dtype": torch.float32}
+        place: dict[str, Any] = {"device": device or like.device, "dtype": torch.float32}
         angles = torch.zeros(*heads, self.num_rope_angles, **place)
         scan = torch.zeros(*heads, self.headdim, self.d_state, **place)
         place["dtype"] = dtype or like.dtype
