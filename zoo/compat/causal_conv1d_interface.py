@@ -85,13 +85,12 @@ def _convolve(
         seq_idx = torch.cat([seq_idx[:, :1].expand(-1, before), seq_idx], dim=1)
         initial_states = None
     result: Any = op(x, weight, bias, seq_idx, initial_states, return_final_states, activation)
-    out: Tensor
-    states: Any
-    out, states = result if return_final_states else (result, None)
+    out: Tensor = result[0] if return_final_states else result
     if before:
         out = out[..., before:]
     if not return_final_states:
         return out
+    states: Tensor = result[1]
     return out, states if final_states_out is None else final_states_out.copy_(states)
 
 

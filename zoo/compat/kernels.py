@@ -179,11 +179,11 @@ def _oflex_fwd(
 def _convolved(
     x: Tensor,
     weight: Tensor,
-    bias: Tensor | None,
-    seq_idx: Tensor | None,
-    initial_states: Tensor | None,
-    final_states_out: Tensor | None,
-    silu_activation: bool,
+    bias: Tensor | None = None,
+    seq_idx: Tensor | None = None,
+    initial_states: Tensor | None = None,
+    final_states_out: Tensor | None = None,
+    silu_activation: bool = False,
 ) -> Tensor:
     with torch.no_grad():
         wanted = final_states_out is not None
@@ -259,8 +259,8 @@ def _conv_fwd(*args: Any) -> Tensor | None:
         return None
     if len(args) not in (4, 5, 7):
         raise _wrong("causal_conv1d_fwd", "4, 5, 7 or 8", args)
-    tensors = (*args[:-1], *[None] * (7 - len(args)), args[-1])
-    return _convolved(*tensors)
+    *tensors, silu = args
+    return _convolved(*tensors, silu_activation=silu)
 
 
 def _conv_bwd(*args: Any) -> tuple[Tensor | None, ...] | None:
@@ -272,8 +272,9 @@ def _conv_bwd(*args: Any) -> tuple[Tensor | None, ...] | None:
     result; before 1.4 there were no states, before 1.2 no ``seq_idx``.
     """
     if len(args) == 12:
-        *inputs, dx, dweight, dbias, dinitial, silu = args
-        found = _conv_gradients(*(*inputs, None, dinitial is not None, silu))
+        dx, dweight, dbias, dinitial, silu = args[7:]
+        given: Any = (*args[:7], None, dinitial is not None, silu)
+        found = _conv_gradients(*given)
         for place, gradient, added in zip(
             (dx, dweight, dbias, dinitial), found, (False, True, True, False), strict=True
         ):
@@ -286,7 +287,8 @@ def _conv_bwd(*args: Any) -> tuple[Tensor | None, ...] | None:
         raise _wrong("causal_conv1d_bwd", "6, 7, 10 or 12", args)
     *first, dx, silu = args
     seq_idx = first[4] if len(first) == 5 else None
-    return _conv_gradients(*(*first[:4], seq_idx, None, None, dx, False, silu))[:3]
+    old: Any = (*first[:4], seq_idx, None, None, dx, False, silu)
+    return _conv_gradients(*old)[:3]
 
 
 def _conv_update(*args: Any) -> Tensor | None:

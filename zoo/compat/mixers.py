@@ -137,7 +137,7 @@ class Mamba(_Recurrent, mamba.Mamba):
         for name in ("A_log", "A_b_log", "D", "D_b"):
             if hasattr(self, name):
                 getattr(self, name)._no_weight_decay = True
-        self.dt_proj.bias._no_reinit = True  # type: ignore[union-attr,attr-defined]
+        self.dt_proj.bias._no_reinit = True  # type: ignore[attr-defined]
 
     def forward(self, hidden_states: Tensor, inference_params: Any = None) -> Tensor:  # type: ignore[override]
         """``[B, L, d_model]`` to the same.

@@ -196,19 +196,16 @@ def _state_passing_fwd(
     state = torch.zeros_like(states[:, 0], dtype=torch.float32)
     if initial_states is not None:
         state = initial_states.float()
-    owner: Any = None
-    if seq_idx is not None:
-        if chunk_size is None:
-            raise ZooError("state_passing: seq_idx needs chunk_size")
-        owner = torch.zeros_like(seq_idx[:, 0])
+    if seq_idx is not None and chunk_size is None:
+        raise ZooError("state_passing: seq_idx needs chunk_size")
+    owner = dA_chunk_cumsum.new_zeros(len(states))  # the sequence that the state is of
     before = []
     for chunk in range(chunks):
         before.append(state)
         decay = dA_chunk_cumsum[:, :, chunk, None].float().exp()
         if seq_idx is not None and chunk_size is not None:
             last = seq_idx[:, min((chunk + 1) * chunk_size, seq_idx.shape[1]) - 1]
-            same = last == owner
-            decay = decay * same[:, None, None]
+            decay = decay * last.eq(owner)[:, None, None]
             owner = last
         state = decay * state + states[:, chunk].float()
     return torch.stack(before, dim=1).to(out_dtype or states.dtype), state
