@@ -10,7 +10,7 @@ from zoo.decoding import Tree, generate, list_methods
 from zoo.decoding.attention import NAME
 from zoo.decoding.draft_model import trial_draft
 from zoo.errors import ZooError
-from zoo.generate import Target, _Printer
+from zoo.generate.run import Target, _Printer
 from zoo.models.decoding.medusa import MedusaHeads
 
 

@@ -12,7 +12,6 @@ import torch
 from safetensors import safe_open
 
 from zoo.checkpoints.claims import check_claim
-from zoo.checkpoints.hdf5 import read_hdf5
 from zoo.checkpoints.pickles import read_torch
 from zoo.errors import ZooError
 
@@ -86,6 +85,8 @@ def read_file(path: Path, *, mmap: bool = False) -> dict[str, Any]:
     if kind == "safetensors":
         return _read_safetensors(path, mmap)
     if kind == "hdf5":
+        from zoo.checkpoints.hdf5 import read_hdf5  # h5py takes its time
+
         return dict(read_hdf5(path))
     if kind == "json":
         raise ZooError(

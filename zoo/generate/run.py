@@ -1,13 +1,8 @@
-"""``python -m zoo.generate --target DIR-or-hub-id --method METHOD "prompt"``.
-
-Prints the text while it is made, then what the method did, against plain decoding measured in the
-same run. ``--compare all`` measures every method that the given heads and draft model allow.
-"""
+"""Generation, and what is printed of it."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from zoo.arguments import make_folder, read_value
 from zoo.cli import quiet
-from zoo.command import command
 from zoo.decoding import (
-    VERIFIERS,
     Generation,
     Method,
     generate,
@@ -30,15 +23,13 @@ from zoo.decoding import (
     method_class,
 )
 from zoo.decoding.comparison import figure, on_prompts, on_spec_bench, show, write_json
-from zoo.decoding.spec_bench import TASKS, read_questions
+from zoo.decoding.spec_bench import read_questions
 from zoo.devices import usable_device
 from zoo.errors import ZooError
 from zoo.models.language._causal_lm import load_causal_lm, load_tokenizer
 from zoo.models.language._protocol import text_config
 from zoo.show import print_table, say
 from zoo.tasks.decoding._decoding_test import acceptance_figure
-
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass
@@ -78,66 +69,9 @@ class Target:
         return self.tokenizer.decode(tokens)
 
 
-def _arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="zoo generate",
-        allow_abbrev=False,
-        description="Continue a text with a language model, also several tokens per pass.",
-    )
-    add = parser.add_argument
-    add("prompt", nargs="*", help="the text to go on with; several are done in turn")
-    add("--target", required=True, help="folder, hub name, or a model trained here")
-    add(
-        "--method",
-        default="plain",
-        help="such as token_recycling, medusa, spectr; an unknown one lists all (default plain)",
-    )
-    add("--draft", help="draft model: folder, hub name, or a model trained here")
-    add(
-        "--heads",
-        action="append",
-        default=[],
-        metavar="[METHOD=]DIR",
-        help="trained heads or adapter of a method; may be given several times with --compare",
-    )
-    add(
-        "--set",
-        action="append",
-        default=[],
-        metavar="[METHOD.]NAME=VALUE",
-        help="any other option of a method, such as kangaroo.exit_layer=1",
-    )
-    add("--max-new-tokens", type=int, default=128, help="of each prompt (default 128)")
-    add("--temperature", type=float, default=0.0, help="0, the default, decodes greedily")
-    add("--top-k", type=int, default=0, help="draw from so many tokens only; 0: from all")
-    add("--top-p", type=float, default=1.0, help="draw from the best tokens of this mass")
-    add("--min-p", type=float, default=0.0, help="draw from tokens of this share of the best one's")
-    add("--min-new-tokens", type=int, help="no stop token before there are so many")
-    add("--repetition-penalty", type=float, help="above 1: say less often what was said")
-    add("--stop", action="append", metavar="TEXT", help="end where this was written; repeatable")
-    add("--verifier", help=f"rule of acceptance: {', '.join(VERIFIERS)}")
-    add("--seed", type=int, default=0, help="of the draws (default 0)")
-    add("--device", help="such as cpu or cuda:1 (default: the first GPU, where there is one)")
-    add("--dtype", choices=DTYPES, help="of the target; its own by default")
-    add("--text-only", action="store_true", help="print the text and measure nothing")
-    add("--compare", metavar="all|METHODS", help="measure several methods (a,b,c) on the prompts")
-    add("--repeat", type=int, default=3, help="measure each so often, take the best (default 3)")
-    add("--spec-bench", type=Path, metavar="FILE", help="Spec-Bench's question.jsonl")
-    add("--tasks", default="", help=f"of Spec-Bench: {','.join(TASKS)}")
-    add("--limit", type=int, help="questions of each task of Spec-Bench")
-    add("--answers", type=Path, metavar="DIR", help="write answers in Spec-Bench's layout there")
-    add("--plot", type=Path, metavar="DIR", help="write pictures there")
-    add("--json", type=Path, metavar="FILE", help="write the numbers of a comparison there")
-    return parser
-
-
-@command
-def main(argv: list[str]) -> int:
-    """Generate, or compare."""
-    arguments = _arguments().parse_args(argv)
+def run(arguments: argparse.Namespace) -> int:
+    """Generate, or compare, as :mod:`zoo.generate.arguments` has read it."""
     quiet()
-    if arguments.spec_bench is None and not arguments.prompt:
-        raise ZooError("a prompt is missing: zoo generate --target DIR --method METHOD 'prompt'")
     _check_names(arguments)
     _make_folders(arguments)
     target = _load(arguments)
@@ -347,7 +281,3 @@ def _methods(arguments: argparse.Namespace) -> tuple[list[str], list[str]]:
 def _save(picture: Any, folder: Path, name: str) -> None:
     picture.savefig(folder / name)
     say(f"picture: {folder / name}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
