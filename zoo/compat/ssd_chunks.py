@@ -8,8 +8,6 @@ rest, whose step sizes are 0.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
