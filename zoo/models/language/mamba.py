@@ -72,6 +72,11 @@ class MambaConfig:
     norm_epsilon: float = 1e-5
     eos_token_id: int | None = None
 
+    @property
+    def hidden_size(self) -> int:
+        """What transformers calls ``d_model``."""
+        return self.d_model
+
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> MambaConfig:
         """From a ``config.json`` of the authors, or of transformers' Mamba and Mamba-2.
