@@ -30,9 +30,8 @@ def cache_folder() -> Path:
 
 
 def trained_folder(name: str | Path) -> Path:
-    """Folder of a model that a recipe exported: a path if there is a separator in it, else a name
-    in the cache folder."""
-    return Path(name) if os.sep in str(name) else cache_folder() / "models" / name
+    """Folder of what a recipe exported under ``name``, or of a part of it (``name/target``)."""
+    return cache_folder() / "models" / name
 
 
 def put_in_place(folder: Path, make: Callable[[Path], object]) -> Path:
@@ -58,13 +57,13 @@ def export(name: str | Path, make: Callable[[Path], object]) -> Path:
     with a number behind it (``-2``, ``-3``, ...), and one line says so.
 
     Args:
-        name: see :func:`trained_folder`.
+        name: of :func:`trained_folder`, or a path, with a separator in it.
         make: writes into the empty folder that it is given.
 
     Returns:
         the folder.
     """
-    wanted = trained_folder(name)
+    wanted = Path(name) if os.sep in str(name) else trained_folder(name)
     number, folder = 1, wanted
     with _aside(wanted, make) as part:
         while not _rename(part, folder) and not _same(part, folder):
