@@ -151,7 +151,7 @@ def test_a_checkpoint_of_another_model_is_one_line(in_tmp_path, capsys, trained_
         assert "[32, 16, 3, 3] / [24, 16, 3, 3]" in line and len(line) < 500
     average = ["--resume", str(trained_run), "--model.ema_decay=null"]
     line = error_of(capsys, zoo.train.main(average))
-    assert "ema_decay is None, but the checkpoint has averaged weights" in line
+    assert "ema_decay is None, but the checkpoint has EMA weights" in line
     assert files == {path: path.read_bytes() for path in trained_run.rglob("*") if path.is_file()}
 
 
