@@ -40,6 +40,13 @@ FLOORS = (
 )
 #: Lines of a file. What is longer has a part that wants a place of its own.
 LONGEST = 450
+#: Files that are longer still: a list that shrinks.
+LONG = {
+    "zoo/models/vision/token_pruning.py",
+    "tests/fingerprints.py",
+    "tests/ops/test_cuda.py",
+    "csrc/selective_scan/cpu_backward.h",
+}
 #: Addresses without a model file: ways of decoding, and wrappers of other systems' models.
 NO_MODEL = {"decoding/spectr", "decoding/token_recycling"}
 #: Addresses without a recipe at the paper's scale: the models that small recipes train.
@@ -128,7 +135,7 @@ def test_files_are_short():
         lines = file.read_text(encoding="utf-8").count("\n")
         if lines > LONGEST:
             long[str(file.relative_to(ROOT))] = lines
-    assert not long
+    assert set(long) == LONG, long
 
 
 def addresses(tree: str, pattern: str) -> set[str]:

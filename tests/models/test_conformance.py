@@ -70,6 +70,18 @@ UNEXPLAINED: dict[str, set[str]] = {
         "vision/token_pruning:token_pruning_vim_small",
         "vision/vmamba:vmamba_tiny_v0",
     },
+    "compile": {
+        "multimodal/mmmamba:mmmamba_teacher",
+        "speech/samba_asr:samba_asr_tiny",
+        "vision/mask_rcnn:mask_rcnn_vmamba_tiny",
+    },
+    "export": {
+        "language/mamba:mamba_130m",
+        "language/mamba2:mamba2_130m",
+        "multimodal/mmmamba:mmmamba_teacher",
+        "speech/samba_asr:samba_asr_tiny",
+        "vision/mask_rcnn:mask_rcnn_vmamba_tiny",
+    },
     "int8": {
         "speech/samba_asr:samba_asr_tiny",
         "vision/mask_rcnn:mask_rcnn_vmamba_tiny",
