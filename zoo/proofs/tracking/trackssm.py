@@ -55,7 +55,7 @@ class Walk(Trained):
 
 def _tracks(task: Tracking) -> Pictures:
     """The middle of the first test clip, with the tracks that lead there."""
-    clip, tracks = task._tracked[0]
+    clip, tracks = task.shown[0]
     frame = clip.length // 2 + 1
     panels = {}
     for name, rows in (("true tracks", clip.truth), ("tracks", tracks)):
