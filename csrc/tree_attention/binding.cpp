@@ -89,6 +89,7 @@ Tensor tree_attention(const Tensor& q, const Tensor& k, const Tensor& v, const T
     checks.counts("a table", call.pages);
     checks.counts("a page", call.page_size);
     ZOO_CHECK(pool > 0 && slots > 0, op, ": k is ", text_of(k), ", but needs pages, and slots in them");
+    call.slots = call.pages * call.page_size;
   }
 #ifndef ZOO_CUDA
   check_values(op, wrong_values(call));
