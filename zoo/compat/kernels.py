@@ -179,11 +179,11 @@ def _oflex_fwd(
 def _convolved(
     x: Tensor,
     weight: Tensor,
-    bias: Tensor | None = None,
-    seq_idx: Tensor | None = None,
-    initial_states: Tensor | None = None,
-    final_states_out: Tensor | None = None,
-    silu_activation: bool = False,
+    bias: Tensor | None,
+    seq_idx: Tensor | None,
+    initial_states: Tensor | None,
+    final_states_out: Tensor | None,
+    silu_activation: bool,
 ) -> Tensor:
     with torch.no_grad():
         wanted = final_states_out is not None
@@ -259,8 +259,8 @@ def _conv_fwd(*args: Any) -> Tensor | None:
         return None
     if len(args) not in (4, 5, 7):
         raise _wrong("causal_conv1d_fwd", "4, 5, 7 or 8", args)
-    *tensors, silu = args
-    return _convolved(*tensors, silu_activation=silu)
+    given: Any = (*args[:-1], *[None] * (7 - len(args)), args[-1])
+    return _convolved(*given)
 
 
 def _conv_bwd(*args: Any) -> tuple[Tensor | None, ...] | None:
