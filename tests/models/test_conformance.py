@@ -205,6 +205,15 @@ def test_every_registered_model_has_a_case():
     assert missing == set()
 
 
+@pytest.mark.parametrize("name", zoo.list_models())
+def test_builds_without_memory_and_has_the_declared_count(name):
+    info = zoo.model_info(name)
+    with torch.device("meta"):
+        model = zoo.create_model(name)
+    assert all(t.is_meta for t in itertools.chain(model.parameters(), model.buffers()))
+    assert sum(p.numel() for p in model.parameters()) == info.parameters
+
+
 @each(CASES)
 def test_a_step_changes_every_parameter(case):
     torch.manual_seed(0)
