@@ -1,14 +1,8 @@
-"""What every vision backbone must do; the tests of each call these."""
+"""What the tests of models with official weights share."""
 
 import torch
 
 import zoo
-
-
-def count(name: str) -> int:
-    """Parameters of a variant, built without memory."""
-    with torch.device("meta"):
-        return sum(p.numel() for p in zoo.create_model(name).parameters())
 
 
 def check_official_keys(name: str, official: dict[str, tuple[int, ...]]) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 import zoo
@@ -29,19 +30,44 @@ FILES = sorted(Path(__file__).parent.glob("*/*.yaml"))
 #: Layers that others put hooks and adapters on.
 LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding)
 
-#: (file, test) -> why it cannot be; "file:name" is one registered name alone.
-EXCLUDED: dict[tuple[str, str], str] = {}
+#: Why a model cannot pass, the tests, and the files or single names ("file:name") that it is about.
+EXCLUDED: list[tuple[str, str, str]] = [
+    (
+        "which boxes are kept is a choice that rounding changes",
+        "bfloat16 autocast int8",
+        "vision/mask_rcnn",
+    ),
+    (
+        "torchvision's detectors have shapes that depend on the data",
+        "compile export",
+        "vision/mask_rcnn",
+    ),
+    (
+        "training needs targets; tests/models/vision/test_mask_rcnn.py has them",
+        "a_step_changes_every_parameter",
+        "vision/mask_rcnn",
+    ),
+    (
+        "which tokens are kept is a choice that rounding changes",
+        "bfloat16 autocast",
+        "vision/token_pruning:token_pruning_vim_small",
+    ),
+    (
+        "which tokens are kept is a choice that rounding changes",
+        "int8",
+        "vision/token_pruning",
+    ),
+    (
+        "the library has an error of its own: sizes are multiples of 32",
+        "any_size_or_a_clear_error",
+        "vision/smp:smp_fpn vision/smp:smp_segformer",
+    ),
+]
 #: test -> names that fail it, for a reason that nobody has looked for yet: a list that shrinks.
 UNEXPLAINED: dict[str, set[str]] = {
     "a_step_changes_every_parameter": {
-        "change/changemamba:mambabcd_tiny",
-        "change/changemamba:mambabda_tiny",
-        "change/changemamba:mambascd_tiny",
         "dense/medusa_medical:medusa_medical_resnet50",
         "dense/wau:wau_unet",
-        "vision/mask_rcnn:mask_rcnn_vmamba_tiny",
-        "vision/plainmamba:plainmamba_l2",
-        "vision/vmamba:vmamba_tiny_v0",
     },
     "any_size_or_a_clear_error": {
         "multimodal/mmmamba:mmmamba_hybrid",
@@ -50,25 +76,13 @@ UNEXPLAINED: dict[str, set[str]] = {
         "speech/samba_asr:samba_asr_tiny",
         "time_series/linear_forecast:dlinear",
         "time_series/linear_forecast:nlinear",
-        "vision/smp:smp_fpn",
-        "vision/smp:smp_segformer",
     },
     "autocast": {
-        "change/changemamba:mambascd_tiny",
         "dense/mutual_inpainting:mutual_inpainting",
-        "vision/mask_rcnn:mask_rcnn_vmamba_tiny",
-        "vision/token_pruning:token_pruning_vim_small",
     },
     "bfloat16": {
         "dense/medusa_medical:medusa_medical_resnet50",
         "dense/mutual_inpainting:mutual_inpainting",
-        "vision/smp:smp_fpn",
-        "vision/smp:smp_segformer",
-        "vision/smp:smp_unet",
-        "vision/efficientvmamba:efficientvmamba_tiny",
-        "vision/mask_rcnn:mask_rcnn_vmamba_tiny",
-        "vision/token_pruning:token_pruning_vim_small",
-        "vision/vmamba:vmamba_tiny_v0",
     },
     "compile": {
         "multimodal/mmmamba:mmmamba_teacher",
@@ -84,18 +98,10 @@ UNEXPLAINED: dict[str, set[str]] = {
     },
     "int8": {
         "speech/samba_asr:samba_asr_tiny",
-        "vision/mask_rcnn:mask_rcnn_vmamba_tiny",
-        "vision/token_pruning:token_pruning_vim_tiny",
     },
     "one_is_as_in_a_batch": {
-        "change/changemamba:mambabcd_tiny",
-        "change/changemamba:mambabda_tiny",
-        "change/changemamba:mambascd_tiny",
         "dense/prelude_net:prelude_net_tiny",
         "tracking/trackssm:trackssm_mot17",
-        "vision/smp:smp_fpn",
-        "vision/smp:smp_segformer",
-        "vision/smp:smp_unet",
     },
 }
 #: Families whose models have their own tests, but no fingerprints yet.
@@ -128,10 +134,14 @@ def each(cases: list[Case]) -> Callable:
         name = test.__name__.removeprefix("test_")
 
         def parameter(case: Case) -> Any:
-            places = ((system(case), name), (f"{system(case)}:{case.model}", name))
-            reasons = [EXCLUDED[place] for place in places if place in EXCLUDED]
+            places = {system(case), f"{system(case)}:{case.model}"}
+            reasons = [
+                reason
+                for reason, tests, names in EXCLUDED
+                if name in tests.split() and places & set(names.split())
+            ]
             marks = [pytest.mark.xfail(reason=reason, strict=True) for reason in reasons]
-            if places[1][0] in UNEXPLAINED.get(name, ()):
+            if places & UNEXPLAINED.get(name, set()):
                 marks.append(pytest.mark.xfail(reason="not explained yet", strict=False))
             label = f"{case.file.parent.name}-{case.file.stem}-{case.model}"
             return pytest.param(case, marks=marks, id=label)
@@ -167,13 +177,13 @@ def same(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
 
 
 def near(mine: dict[str, Tensor], exact: dict[str, Tensor], share: float) -> None:
-    """Finite, and within a share of the largest number."""
+    """Finite, and the root mean square of the errors within a share of that of the numbers."""
     assert mine.keys() == exact.keys()
     for path, expected in exact.items():
         if expected.is_floating_point() and expected.numel():
             assert mine[path].isfinite().all(), path
-            worst = (mine[path].float() - expected).abs().max() / expected.abs().max()
-            assert worst < share, f"{path} is {worst:.1%} off"
+            error = (mine[path].float() - expected).norm() / expected.norm()
+            assert error < share, f"{path} is {error:.1%} off"
 
 
 def objective(outputs: dict[str, Tensor]) -> Tensor:
@@ -183,8 +193,17 @@ def objective(outputs: dict[str, Tensor]) -> Tensor:
 
 
 def is_idle(case: Case, name: str) -> bool:
-    """Whether the case says that a parameter has no influence."""
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in case.unused)
+    """Whether a case of the file says that a parameter has no influence."""
+    patterns = [pattern for other in load(case.file).values() for pattern in other.unused]
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def without_dropout(model: nn.Module) -> nn.Module:
+    """Nothing is dropped in training, so that all of it learns from two samples."""
+    for module in model.modules():
+        if isinstance(module, (nn.modules.dropout._DropoutNd, DropPath)):
+            setattr(module, "p" if hasattr(module, "p") else "drop_prob", 0.0)
+    return model
 
 
 def test_every_registered_model_has_a_case():
@@ -198,11 +217,20 @@ def test_every_registered_model_has_a_case():
     assert missing == set()
 
 
+@pytest.mark.parametrize("name", zoo.list_models())
+def test_builds_without_memory_and_has_the_declared_count(name):
+    info = zoo.model_info(name)
+    with torch.device("meta"):
+        model = zoo.create_model(name)
+    assert all(t.is_meta for t in itertools.chain(model.parameters(), model.buffers()))
+    assert sum(p.numel() for p in model.parameters()) == info.parameters
+
+
 @each(CASES)
 def test_a_step_changes_every_parameter(case):
     torch.manual_seed(0)
     with torch.random.fork_rng(devices=[]):
-        model = case.build().train()
+        model = without_dropout(case.build()).train()
         parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         before = {n: p.detach().clone() for n, p in parameters.items()}
         objective(case.run(model, case.arguments())).backward()
@@ -244,7 +272,7 @@ def test_bfloat16(case):
     model = built(case)
     exact = forward(case, model)
     inputs = {name: lowered(value) for name, value in case.arguments().items()}
-    near(forward(case, model.bfloat16(), **inputs), exact, 0.25)
+    near(forward(case, model.bfloat16(), **inputs), exact, 0.15)
 
 
 def lowered(value: Any) -> Any:
@@ -262,7 +290,7 @@ def test_autocast(case):
     exact = forward(case, model)
     with torch.autocast("cpu", torch.bfloat16):
         outputs = case.run(model, case.arguments())
-    near(outputs, exact, 0.15)
+    near(outputs, exact, 0.1)
     if any(t.requires_grad for t in outputs.values()):
         objective(outputs).backward()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
@@ -299,12 +327,21 @@ def grown(spec: Any) -> Any:
 def test_one_is_as_in_a_batch(case):
     model, inputs = built(case), case.arguments()
     sizes = [len(t) for _, t in tensors("input", inputs) if t.dim()]
-    assert sizes and sizes[0] > 1, "the case has no batch: give it two samples"
+    if sizes[0] == 1:
+        two = {name: doubled(spec) for name, spec in case.inputs.items()}
+        inputs = dataclasses.replace(case, inputs=two).arguments()
+        sizes = [2]
     whole = case.run(model, inputs)
     last = {name: picked(value, sizes[0]) for name, value in inputs.items()}
     for path, alone in forward(case, model, **last).items():
         if alone.dim() and len(whole[path]) == sizes[0]:
             torch.testing.assert_close(alone, whole[path][-1:], rtol=1e-4, atol=1e-5)
+
+
+def doubled(spec: Any) -> Any:
+    if isinstance(spec, dict) and "shape" in spec and spec["shape"][0] == 1:
+        return {**spec, "shape": [2, *spec["shape"][1:]]}
+    return spec
 
 
 def picked(value: Any, batch: int) -> Any:
@@ -370,7 +407,7 @@ def test_int8(case):
     model = built(case)
     exact = forward(case, model)
     quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, torch.qint8)
-    near(forward(case, quantised), exact, 0.25)
+    near(forward(case, quantised), exact, 0.15)
 
 
 @each(FIRST)

@@ -129,7 +129,8 @@ class SS2D(nn.Module):
         if self.gate is not None:
             x, z = x.chunk(2, dim=-1)
         x = self.act(self.conv2d(x.permute(0, 3, 1, 2)))  # [B, d, H, W]
-        y = self.scan_map(x).permute(0, 2, 3, 1)  # [B, H, W, d]
+        # the dtype of the norm, whatever the scan computes in
+        y = self.scan_map(x).permute(0, 2, 3, 1).to(self.x_proj_weight.dtype)  # [B, H, W, d]
         y = self.out_act(self.out_norm(y).to(x.dtype))
         if self.gate is not None:
             y = y * (self.act(z) if self.gate == "act" else z)

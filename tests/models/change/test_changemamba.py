@@ -3,7 +3,6 @@ import torch
 
 import zoo
 from tests import backbones
-from tests.dense import count
 from zoo.errors import ZooError
 from zoo.models.change.changemamba import (
     ChangeDecoder,
@@ -14,17 +13,6 @@ from zoo.models.change.changemamba import (
 )
 from zoo.models.vision.vmamba import VMamba, VMambaBackbone, parse_forward_type
 
-COUNTS = {
-    "mambabcd_tiny": 32_613_506,
-    "mambabcd_small": 53_999_618,
-    "mambabcd_base": 92_399_874,
-    "mambascd_tiny": 37_125_641,
-    "mambascd_small": 58_511_753,
-    "mambascd_base": 97_034_889,
-    "mambabda_tiny": 34_869_767,
-    "mambabda_small": 56_255_879,
-    "mambabda_base": 94_717_575,
-}
 #: In the authors' table, which leaves the parameters of the scans out.
 PUBLISHED = {
     "mambabcd_small": 49.94,
@@ -42,11 +30,6 @@ BLOCKS = {
     "patchembed_version": "v2",
 }
 SMALL = {**BLOCKS, "dims": 8, "depths": (1, 1, 1, 1), "drop_path_rate": 0.0, "decoder_width": 8}
-
-
-@pytest.mark.parametrize(("name", "parameters"), COUNTS.items())
-def test_parameter_count(name, parameters):
-    assert count(name) == parameters
 
 
 @pytest.mark.parametrize(("name", "millions"), PUBLISHED.items())

@@ -2,15 +2,11 @@ import pytest
 import torch
 
 import zoo
-from tests.dense import count
 from zoo.errors import ZooError
 
 
-@pytest.mark.parametrize(
-    ("name", "parameters"), [("fc_siam_conc", 1_545_986), ("fc_siam_diff", 1_350_146)]
-)
-def test_parameter_count_and_names(name, parameters):
-    assert count(name) == parameters
+@pytest.mark.parametrize("name", ["fc_siam_conc", "fc_siam_diff"])
+def test_official_names(name):
     names = zoo.create_model(name).state_dict()
     assert {"conv43.weight", "bn33d.running_mean", "upconv1.weight", "conv11d.bias"} <= set(names)
     assert "bn11d.weight" not in names
