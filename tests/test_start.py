@@ -128,7 +128,9 @@ def test_a_list_imports_no_paper():
     run = loaded(COMMAND, "list")
     assert run["code"] == 0
     is_light(run)
-    names = loaded("    import zoo; code = [len(zoo.list_models()), zoo.model_info('vim_tiny').source]")
+    names = loaded(
+        "    import zoo; code = [len(zoo.list_models()), zoo.model_info('vim_tiny').source]"
+    )
     assert names["code"][0] > 100 and names["code"][1].startswith("hf://")
     is_light(names)
     assert papers(names) == set()
