@@ -193,7 +193,7 @@ def test_the_first_step_of_the_quickstart():
     assert papers(run) == {"zoo.models.vision.vmamba"}
     held_off = {
         *("datasets", "diffusers", "h5py", "nibabel", "soundfile", "skimage", "rasterio"),
-        *("segmentation_models_pytorch", "pycocotools", "trackeval", "safetensors"),
+        *("segmentation_models_pytorch", "pycocotools", "trackeval"),
     }
     more = run["packages"] - lightning["packages"]
     assert not held_off & more, sorted(held_off & more)

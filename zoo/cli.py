@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import logging
 import re
 import warnings
@@ -21,6 +22,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import yaml
+from docstring_parser import DocstringStyle
 from jsonargparse import (
     ActionConfigFile,
     ArgumentParser,
@@ -54,8 +56,11 @@ _MODE = "recipe"
 set_loader(_MODE, load_yaml, (yaml.YAMLError,))
 set_dumper(_MODE, dump_yaml)
 register_type(torch.device)
-# what looks like a class in a model's own arguments stays a value
-set_parsing_settings(instantiate_subclass_spec_in_any=False)
+# what looks like a class in a model's own arguments stays a value; and to try every style on the
+# docstrings, ours and Lightning's, takes a while
+set_parsing_settings(
+    instantiate_subclass_spec_in_any=False, docstring_parse_style=DocstringStyle.GOOGLE
+)
 #: What differs from Lightning's own defaults; a recipe may say otherwise.
 TRAINER_DEFAULTS = {
     "trainer.logger": False,
@@ -307,6 +312,7 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
+@functools.cache
 def _parser(*by_class_path: str) -> ArgumentParser:
     """Parser of all groups of a recipe, or of those whose class is fixed."""
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, parser_mode=_MODE)
