@@ -4,6 +4,8 @@ import csv
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,9 +16,11 @@ import zoo.evaluate
 import zoo.list
 import zoo.train
 from tests.tiny import ROOT, start, tiny_recipe
+from zoo.arguments import new_folder
 from zoo.cli import Recipe
 from zoo.command import command
 from zoo.errors import ZooError
+from zoo.runs.folder import LAST, latest_run, run_path
 
 
 def error_of(capsys, code: int) -> str:
@@ -245,6 +249,29 @@ def test_finished_run_goes_on_with_more_epochs(trained_run, in_tmp_path):
     with (run / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [int(row["epoch"]) for row in rows if row["train/loss"]] == [3]
+
+
+def test_runs_of_one_second_have_folders_of_their_own(in_tmp_path, monkeypatch):
+    monkeypatch.setattr("zoo.runs.folder.time.strftime", lambda _: "2026-01-02_03-04-05")
+    root, stamp = Path("runs"), "2026-01-02_03-04-05"
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda _: new_folder("--runs", run_path(root, "a/b")), range(12)))
+    assert len(set(made)) == 12 and all(path.is_dir() for path in made)
+    assert {path.name for path in made} == {stamp, *(f"{stamp}-{n}" for n in range(2, 13))}
+    for path in made:
+        (path / "checkpoints").mkdir()
+        (path / LAST).write_text("")
+    assert latest_run(root, "a/b").name == f"{stamp}-12"
+
+
+def test_a_new_run_takes_no_folder_that_is_there(in_tmp_path, monkeypatch):
+    monkeypatch.setattr("zoo.runs.folder.time.strftime", lambda _: "now")
+    recipe = str(tiny_recipe(in_tmp_path, data__init_args__batch_size=628))
+    assert zoo.train.main([recipe]) == 0
+    before = (in_tmp_path / "runs/test/tiny/now/metrics.csv").read_bytes()
+    assert zoo.train.main([recipe]) == 0
+    assert (in_tmp_path / "runs/test/tiny/now/metrics.csv").read_bytes() == before
+    assert (in_tmp_path / "runs/test/tiny/now-2/checkpoints/best.ckpt").is_file()
 
 
 def test_list(capsys):

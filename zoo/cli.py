@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import logging
 import re
 import warnings
@@ -19,7 +20,9 @@ from pydoc import locate
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 import yaml
+from docstring_parser import DocstringStyle
 from jsonargparse import (
     ActionConfigFile,
     ArgumentParser,
@@ -29,6 +32,7 @@ from jsonargparse import (
     set_parsing_settings,
 )
 from jsonargparse._common import parsing_settings
+from jsonargparse.typing import register_type
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.loggers import Logger
@@ -51,8 +55,12 @@ _HEADER = ("recipe", "name")
 _MODE = "recipe"
 set_loader(_MODE, load_yaml, (yaml.YAMLError,))
 set_dumper(_MODE, dump_yaml)
-# what looks like a class in a model's own arguments stays a value
-set_parsing_settings(instantiate_subclass_spec_in_any=False)
+register_type(torch.device)
+# what looks like a class in a model's own arguments stays a value; and to try every style on the
+# docstrings, ours and Lightning's, takes a while
+set_parsing_settings(
+    instantiate_subclass_spec_in_any=False, docstring_parse_style=DocstringStyle.GOOGLE
+)
 #: What differs from Lightning's own defaults; a recipe may say otherwise.
 TRAINER_DEFAULTS = {
     "trainer.logger": False,
@@ -130,7 +138,7 @@ class Recipe:
         try:
             with self._imports():
                 self.config = parser.parse_object(with_options(content, overrides))
-                self.text = parser.dump(self.config, skip_unset=False)
+                self.text = _dump(parser, self.config, shown_as)
         except argparse.ArgumentError as error:
             raise ZooError(explain(str(error), shown_as, overrides, CLASSES)) from error
 
@@ -191,6 +199,20 @@ class Recipe:
     def _build_group(self, name: str) -> Any:
         with self._imports():
             return _parser().instantiate(Namespace({name: self.config[name]}))[name]
+
+
+def _dump(parser: ArgumentParser, config: Namespace, shown_as: str) -> str:
+    """The text of a resolved recipe; jsonargparse would put a message in place of a value."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="[\\s\\S]*Unable to serialize instance")
+        text = parser.dump(config, skip_unset=False)
+    for line in text.splitlines():
+        if "Unable to serialize instance" in line:
+            raise ZooError(
+                f"{shown_as}: {line.strip().partition(':')[0]}: its default cannot be kept in the "
+                "run's recipe, set it to a number, a text or null"
+            )
+    return text
 
 
 def _header(checkpoint: Mapping[str, Any], path: Path) -> tuple[str, str]:
@@ -290,6 +312,7 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
+@functools.cache
 def _parser(*by_class_path: str) -> ArgumentParser:
     """Parser of all groups of a recipe, or of those whose class is fixed."""
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, parser_mode=_MODE)

@@ -7,7 +7,10 @@ import timm
 import torch
 
 import zoo
+from tests.tiny import ROOT
 from zoo.errors import ZooError
+from zoo.models import _catalogue, registry
+from zoo.models._catalogue import catalogue
 from zoo.models.registry import register_model
 
 VISION = {"vmamba", "vim", "plainmamba", "efficientvmamba"}
@@ -55,6 +58,123 @@ def test_info():
     assert (info.family, info.system) == ("vision", "vim")
     assert info.source == "hf://hustvl/Vim-tiny-midclstok/vim_t_midclstok_76p1acc.pth"
     assert zoo.model_info("vmamba_tiny_m2").source is None
+
+
+@pytest.mark.parametrize("name", zoo.list_models())
+def test_declared_count_is_that_of_the_built_model(name):
+    info = zoo.model_info(name)
+    with torch.device("meta"):
+        model = zoo.create_model(name)
+    assert sum(parameter.numel() for parameter in model.parameters()) == info.parameters
+    assert info.module == f"zoo.models.{info.family}.{info.module.rpartition('.')[2]}"
+
+
+def test_every_decorated_function_is_in_the_catalogue():
+    files = (ROOT / "zoo" / "models").glob("*/*.py")
+    written = sum(text.count("\n@register_") for text in (file.read_text() for file in files))
+    assert written == len(catalogue()) == len(zoo.list_models())
+
+
+MODEL = """
+from zoo.models.registry import register_model
+from zoo.models.family.parts import COMMON, parts
+
+HUB = "hf://owner/"
+PLACES: dict[str, object] = {
+    "head": "head",
+    "out": (0, 1),
+}
+
+
+@register_model(source=HUB + "name", parameters=1_000, **PLACES)
+def one(
+    width: int = 3,
+    **kwargs,
+) -> object:
+    \"\"\"The first.\"\"\"
+
+
+@register_model(
+    source=parts.HUB,
+    **COMMON,
+)
+def two(**kwargs):
+    \"\"\"The second,
+
+    and more.
+    \"\"\"
+
+
+@register_model()
+def three(**kwargs):
+    return None
+"""
+
+
+@pytest.fixture
+def sources(tmp_path, monkeypatch):
+    """Another folder of models."""
+    folder = tmp_path / "zoo" / "models" / "family"
+    folder.mkdir(parents=True)
+    (folder / "parts.py").write_text('HUB = "hf://parts"\nCOMMON = {"head": "fc"}\n')
+    monkeypatch.setattr(_catalogue, "_ROOT", folder.parent)
+    caches = (_catalogue.catalogue, _catalogue._source)
+    for cache in caches:
+        cache.cache_clear()
+    yield folder
+    for cache in caches:
+        cache.cache_clear()
+
+
+def test_the_catalogue_reads_constants(sources):
+    (sources / "_paper.py").write_text(MODEL)
+    found = catalogue()
+    assert {name: entry.description for name, entry in found.items()} == {
+        "one": "The first.",
+        "two": "The second,",
+        "three": "",
+    }
+    assert found["one"].arguments == {
+        "source": "hf://owner/name",
+        "parameters": 1000,
+        "head": "head",
+        "out": (0, 1),
+    }
+    assert found["two"].arguments == {"source": "hf://parts", "head": "fc"}
+    info = registry.model_info("one")
+    assert (info.family, info.system) == ("family", "paper")
+    assert (info.source, info.parameters) == ("hf://owner/name", 1000)
+
+
+@pytest.mark.parametrize("argument", ["make()", "NOWHERE", "parts.NOWHERE", "1 + 'a'"])
+def test_an_argument_that_is_no_constant(sources, argument):
+    (sources / "paper.py").write_text(MODEL.replace("1_000", argument))
+    with pytest.raises(ValueError, match=r"family\.paper\.one: an argument of @register_model"):
+        catalogue()
+
+
+def test_a_name_stands_in_one_file(sources):
+    (sources / "paper.py").write_text(MODEL)
+    (sources / "other.py").write_text(MODEL)
+    with pytest.raises(ValueError, match=r"'one' is taken by zoo.models.family.other: give"):
+        catalogue()
+
+
+def test_a_model_of_another_package():
+    @register_model(parameters=2)
+    def test_model_of_another_package(**kwargs):
+        """A line."""
+        return torch.nn.Linear(1, 1, **kwargs)
+
+    name = "test_model_of_another_package"
+    try:
+        assert name in zoo.list_models("test_*")
+        info = zoo.model_info(name)
+        assert (info.system, info.description, info.parameters) == ("test_registry", "A line.", 2)
+        assert isinstance(zoo.create_model(name, bias=False), torch.nn.Linear)
+    finally:
+        registry._others.pop(name)
+        registry._builders.pop(name)
 
 
 def test_unknown_name():

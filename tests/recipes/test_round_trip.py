@@ -19,6 +19,14 @@ EARLY_STOPPING = {
     "init_args": {"monitor": "val/acc1", "stopping_threshold": None},
 }
 
+CALLBACKS = [  # whose defaults are a device and a member of an enumeration
+    {
+        "class_path": "lightning.pytorch.callbacks.StochasticWeightAveraging",
+        "init_args": {"swa_lrs": 1e-3},
+    },
+    {"class_path": "lightning.pytorch.callbacks.Timer"},
+]
+
 
 def settings(recipe: Recipe) -> dict:
     """All that was parsed, but for where it was read."""
@@ -55,6 +63,7 @@ def test_every_recipe(path, tmp_path):
         ["--model.model_args={text: '2024-01-01', minutes: '1:30', hash: '#', empty: ''}"],
         ["--model.optimizer.eps=1e-9", "--model.optimizer.lr=1e22", "--model.optimizer.opt=sgd"],
         [f"--trainer.callbacks={json.dumps([EARLY_STOPPING])}", "--trainer.logger=true"],
+        [f"--trainer.callbacks={json.dumps(CALLBACKS)}"],
         ["--trainer.max_time=00:00:10:00", "--trainer.devices=[0]", "--trainer.precision=32"],
     ],
 )

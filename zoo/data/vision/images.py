@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -129,13 +130,21 @@ class Digits(ImageDataModule):
 
     def load(self, split: str) -> Source:
         """Pictures of a split at their own 8x8 pixels."""
-        from sklearn.datasets import load_digits
-
-        digits = load_digits()
-        pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)
+        table = np.loadtxt(_digits_file(), delimiter=",")
+        pixels = np.round(table[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
         order = np.random.RandomState(0).permutation(len(pixels))
         chosen = {"train": order[:1257], "val": order[1257:1437], "test": order[1437:]}[split]
-        return [(Image.fromarray(pixels[i]).convert("RGB"), int(digits.target[i])) for i in chosen]
+        return [(Image.fromarray(pixels[i]).convert("RGB"), int(table[i, -1])) for i in chosen]
+
+
+def _digits_file() -> Path:
+    """The digits that scikit-learn brings along; to import it for them would take a second."""
+    found = find_spec("sklearn")
+    for folder in (found and found.submodule_search_locations) or ():
+        file = Path(folder, "datasets", "data", "digits.csv.gz")
+        if file.is_file():
+            return file
+    raise ZooError("zoo.data.Digits needs the file of scikit-learn: pip install scikit-learn")
 
 
 class _Files:
