@@ -14,11 +14,11 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+from zoo.atomic import write_atomically
 from zoo.errors import ZooError
 from zoo.plots.proofs import Curve, Pictures, claim_figure
 from zoo.plots.style import rendered
 from zoo.proofs.base import SEEDS, Inequality, Measured, Proof, check
-from zoo.runs import write_atomically
 
 _HEAD = """\
 # Results of the proofs
