@@ -9,11 +9,10 @@ import pytest
 
 from tests.tiny import ROOT
 from zoo.cli import Recipe
-from zoo.plots.proofs import claim_figure
 from zoo.proofs import trained
 from zoo.proofs.base import Measurement
 from zoo.proofs.decoding import _unit_language
-from zoo.proofs.results import judge
+from zoo.proofs.results import draw, judge
 from zoo.proofs.run import read_proofs
 
 FILES = sorted(ROOT.glob("recipes/*/*/proof.yaml"))
@@ -96,11 +95,6 @@ def test_proof_runs(file: Path, tiny):
         titles = {curve.axes.title for m in run.values() for curve in m.curves}
         names = {name for m in run.values() for row in m.pictures for name in row}
         assert set(proof.show or ()) <= titles | names
-        figure = claim_figure(
-            proof.claim,
-            {proof.label(name): [m.curves] for name, m in run.items()},
-            {proof.label(name): m.pictures for name, m in run.items()},
-            proof.show,
-        )
+        figure = draw(proof, [run])
         assert figure is not None
         figure.savefig(tiny / f"figure-{number}.png")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
+import yaml
 
+from tests.tiny import ROOT
 from zoo import prove
 from zoo.errors import ZooError
 from zoo.plots.proofs import Axes, Curve
@@ -128,3 +130,16 @@ def test_command_goes_on_where_it_was_stopped(in_tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("seeds", ["", "0,0", "-1", "a"])
 def test_wrong_seeds(seeds, in_tmp_path):
     assert prove.main(["it", "--seeds", seeds]) == 2
+
+
+RECORDS = sorted(ROOT.glob("docs/results/*/*.json"))
+
+
+@pytest.mark.parametrize("file", RECORDS, ids=[f"{f.parent.name}/{f.stem}" for f in RECORDS])
+def test_record_is_of_the_claims_that_the_recipe_makes(file):
+    recorded = json.loads(file.read_text())
+    recipe = yaml.safe_load((ROOT / "recipes" / recorded["system"] / "proof.yaml").read_text())
+    assert [
+        (proof["claim"], [inequality["text"] for inequality in proof["inequalities"]])
+        for proof in recorded["proofs"]
+    ] == [(proof["claim"], proof["must_hold"]) for proof in recipe["proofs"]], "measure it again"

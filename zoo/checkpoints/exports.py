@@ -1,26 +1,19 @@
 """Where models that were trained here are kept, by name, and how they get there.
 
-Whatever is kept is made aside, in a folder beside its place, and put there whole: nobody ever sees
-half of it. Nothing that is kept is replaced, so who reads it reads one and the same thing however
-many processes make it. Of two that make the same at once the first wins.
+Whatever is kept is made aside and put in place whole. Nothing that is kept is replaced, so who
+reads it reads one and the same thing however many processes make it. Of two that make the same at
+once the first wins.
 """
 
 from __future__ import annotations
 
 import filecmp
 import os
-import shutil
-import time
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
-from zoo.errors import ZooError
+from zoo.atomic import part_folder
 from zoo.show import say
-
-#: What a process that was killed left aside is removed when it is so old, in seconds.
-_STALE = 86_400.0
 
 
 def cache_folder() -> Path:
@@ -45,7 +38,8 @@ def put_in_place(folder: Path, make: Callable[[Path], object]) -> Path:
         ``folder``; what is in it may be of another process that was faster.
     """
     if not folder.is_dir():
-        with _aside(folder, make) as part:
+        with part_folder("ZOO_CACHE", folder) as part:
+            make(part)
             _rename(part, folder)
     return folder
 
@@ -65,7 +59,8 @@ def export(name: str | Path, make: Callable[[Path], object]) -> Path:
     """
     wanted = Path(name) if os.sep in str(name) else trained_folder(name)
     number, folder = 1, wanted
-    with _aside(wanted, make) as part:
+    with part_folder("model.init_args.export", wanted) as part:
+        make(part)
         while not _rename(part, folder) and not _same(part, folder):
             number += 1
             folder = wanted.with_name(f"{wanted.name}-{number}")
@@ -76,22 +71,6 @@ def export(name: str | Path, make: Callable[[Path], object]) -> Path:
             "where you use it, or delete that folder before the next export"
         )
     return folder
-
-
-@contextmanager
-def _aside(folder: Path, make: Callable[[Path], object]) -> Iterator[Path]:
-    """A folder beside ``folder`` with what ``make`` wrote; removed in the end, if it is still
-    there."""
-    part = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.part")
-    try:
-        part.mkdir(parents=True)
-        _sweep(folder)
-        make(part)
-        yield part
-    except OSError as error:
-        raise ZooError(f"{folder} cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _rename(part: Path, folder: Path) -> bool:
@@ -114,10 +93,3 @@ def _same(one: Path, other: Path) -> bool:
     return names[0] == names[1] and all(
         filecmp.cmp(one / name, other / name, shallow=False) for name in names[0]
     )
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what killed processes left aside of ``folder``."""
-    for part in folder.parent.glob(f".{folder.name}.*.part"):
-        if time.time() - part.stat().st_mtime > _STALE:
-            shutil.rmtree(part, ignore_errors=True)

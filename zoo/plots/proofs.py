@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
+from textwrap import wrap
 from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes as MatplotlibAxes
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from zoo.plots.style import BLUE, GREEN, GREY, ORANGE, RED, new_figure, plain
 
@@ -17,6 +19,8 @@ from zoo.plots.style import BLUE, GREEN, GREY, ORANGE, RED, new_figure, plain
 LINE_COLOURS = (BLUE, ORANGE, GREEN, RED, "#7b52ab", "#17909c", "#a0703c", "#d16ba5", "#4d4d4d")
 #: Panels with curves beside each other, and rows of pictures.
 ACROSS, ROWS = 3, 2
+#: On a logarithmic axis, so many places are named.
+_TICKS = 8
 #: Inches of a figure, which is about as wide as a page.
 WIDTH = 10.0
 
@@ -91,8 +95,7 @@ def claim_figure(
         heights.append(2.7 * -(-len(panels) // ACROSS))
     if columns:
         rows = min(len(pictures) for _, pictures in columns)
-        highest = 3.6 if len(columns) == 1 else 2.3
-        heights.append(rows * min(highest, 0.96 * WIDTH / sum(_widths(columns))) + 0.45)
+        heights.append(rows * _height(columns) + 0.45)
     figure = new_figure(WIDTH, sum(heights) + 0.5)
     parts = list(figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0])
     if panels:
@@ -117,8 +120,9 @@ def _panels(
                 line = name if curve.line is None else curve.line
                 lines = found.setdefault(curve.axes, {})
                 points = lines.setdefault((line, curve.style), {}).setdefault(seed, [])
-                new = zip(map(float, curve.x), map(float, curve.y), strict=True)
-                points += [point for point in new if point not in points or curve.style != "known"]
+                new = list(zip(map(float, curve.x), map(float, curve.y), strict=True))
+                if curve.line is None or not set(new) <= set(points):  # several may give the same
+                    points += new
     panels: dict[Axes, list[Line]] = {}
     for axes in found:
         panels[axes] = []
@@ -143,24 +147,39 @@ def _draw_panels(figure: Figure | SubFigure, panels: Mapping[Axes, Sequence[Line
     colours = dict(zip(dict.fromkeys(names), LINE_COLOURS, strict=False))
     for place, (about, lines) in zip(grid.flat, panels.items(), strict=False):
         plain(place)
-        for line, style, runs in lines:
+        dashes = cycle(("--", ":", "-."))
+        for line, style, runs in sorted(lines, key=lambda line: line[1] == "known"):
             if style == "known":
-                x, y = runs[0]
-                place.plot(x, y, color=GREY, linestyle="--", linewidth=1.2, label=line, zorder=1)
+                place.plot(
+                    *runs[0],
+                    color=GREY,
+                    linestyle=next(dashes),
+                    linewidth=1.3,
+                    label=line,
+                    zorder=1,
+                )
             else:
                 _draw_line(place, line, style, runs, colours.get(line, GREY))
         if about.plane:
             place.set_aspect("equal")
             place.invert_yaxis()
-        place.set(xlabel=about.x, ylabel=about.y)
+        else:
+            place.legend(frameon=False, fontsize=8)
+        place.set_xlabel(about.x, fontsize=9)
+        place.set_ylabel(about.y, fontsize=9)
         place.set_title(about.title, fontsize=10)
         for axis, name in ((place.xaxis, "x"), (place.yaxis, "y")):
-            if name in about.log:
-                (place.set_xscale if name == "x" else place.set_yscale)("log")
-            else:
+            if name not in about.log:
                 axis.set_major_locator(MaxNLocator(5))
+        if "x" in about.log:
+            places = sorted({float(x) for _, _, runs in lines for xs, _ in runs for x in xs})
+            place.set_xscale("log")
+            if len(places) <= _TICKS:
+                place.set_xticks(places, [f"{x:,.6g}" for x in places])
+                place.xaxis.set_minor_locator(NullLocator())
+        if "y" in about.log:
+            place.set_yscale("log")
         place.tick_params(labelsize=8)
-        place.legend(frameon=False, fontsize=8)
     for place in grid.flat[len(panels) :]:
         place.axis("off")
 
@@ -174,7 +193,7 @@ def _draw_line(
 ) -> None:
     if style == "points":
         x, y = (np.concatenate(values) for values in zip(*runs, strict=True))
-        place.plot(x, y, ".", color=colour, markersize=4, alpha=0.6, label=line)
+        place.plot(x, y, ".", color=colour, markersize=5, alpha=0.6, label=line)
         return
     if style == "example":
         place.plot(*runs[0], color=colour, linewidth=1.4, label=line)
@@ -216,6 +235,12 @@ def _columns(
     return shared + own
 
 
+def _height(columns: Sequence[Column]) -> float:
+    """Inches of a row of pictures."""
+    highest = 3.6 if len(columns) == 1 else 2.3
+    return min(highest, 0.96 * WIDTH / sum(_widths(columns)))
+
+
 def _widths(columns: Sequence[Column]) -> list[float]:
     """Width of each column, of pictures as high as 1."""
     return [max(p.shape[1] / p.shape[0] for p in pictures) for _, pictures in columns]
@@ -230,9 +255,13 @@ def _equal(one: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> bool:
 def _draw_pictures(figure: Figure | SubFigure, columns: Sequence[Column]) -> None:
     rows = min(len(column) for _, column in columns)
     widths = _widths(columns)
-    grid = figure.subplots(rows, len(columns), squeeze=False, width_ratios=widths)
+    beside = max(0.0, 0.96 * WIDTH / _height(columns) - sum(widths)) / 2 + 1e-3
+    grid = figure.subplots(
+        rows, len(columns) + 2, squeeze=False, width_ratios=[beside, *widths, beside]
+    )
     for place in grid.flat:
         place.axis("off")
+    grid = grid[:, 1:-1]
     for number in range(rows):
         maps = [column[number] for _, column in columns if column[number].ndim == 2]
         low = min((float(np.nanmin(m)) for m in maps), default=0.0)
@@ -245,7 +274,9 @@ def _draw_pictures(figure: Figure | SubFigure, columns: Sequence[Column]) -> Non
             else:
                 place.imshow(picture, interpolation="antialiased")
             if number == 0:
-                place.set_title(title, fontsize=9)
+                letters = int(13 * _height(columns) * picture.shape[1] / picture.shape[0])
+                lines = [wrapped for line in title.split("\n") for wrapped in wrap(line, letters)]
+                place.set_title("\n".join(lines), fontsize=9)
         if shown is not None:
             bar = figure.colorbar(shown, ax=list(grid[number]), fraction=0.02, pad=0.01)
             bar.ax.tick_params(labelsize=7)

@@ -24,14 +24,21 @@ import numpy as np
 import torch
 
 import zoo
+from zoo.atomic import write_atomically
 from zoo.checkpoints.exports import cache_folder
 from zoo.plots.proofs import Axes, Curve
 from zoo.proofs.base import Measured, Measurement
-from zoo.runs import write_atomically
 
 _ROOT = Path(zoo.__file__).parent
 #: What draws, talks or keeps, and changes no number.
-_ASIDE = ("zoo.plots", "zoo.show", "zoo.runs", "zoo.command", "zoo.proofs.base", "zoo.proofs.kept")
+_ASIDE = (
+    "zoo.atomic",
+    "zoo.plots",
+    "zoo.show",
+    "zoo.command",
+    "zoo.proofs.base",
+    "zoo.proofs.kept",
+)
 _MODEL = re.compile(r"^@register_model.*?^def (\w+)\(", re.MULTILINE | re.DOTALL)
 _WORD = re.compile(r"[A-Za-z_][\w.]*")
 

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
+from zoo.atomic import write_atomically
 from zoo.errors import ZooError
-from zoo.plots.proofs import claim_figure
+from zoo.plots.proofs import Curve, Pictures, claim_figure
 from zoo.plots.style import rendered
 from zoo.proofs.base import SEEDS, Inequality, Measured, Proof, check
-from zoo.runs import write_atomically
 
 _HEAD = """\
 # Results of the proofs
@@ -135,16 +136,7 @@ def record(
     for old in file.parent.glob(f"{file.stem}-[0-9].png"):
         old.unlink()
     for number, (proof, seeds) in enumerate(zip(proofs, runs, strict=True)):
-        first = next(iter(seeds.values()))
-        figure = claim_figure(
-            proof.claim,
-            {
-                proof.label(name): [run[name].curves for run in seeds.values()]
-                for name in proof.measurements
-            },
-            {proof.label(name): first[name].pictures for name in proof.measurements},
-            proof.show,
-        )
+        figure = draw(proof, list(seeds.values()))
         if figure is not None:
             picture = Image.fromarray(rendered(figure)).quantize()  # a third of the bytes
             picture.save(file.with_name(f"{file.stem}-{number}.png"), optimize=True)
@@ -156,6 +148,23 @@ def record(
         "proofs": [asdict(result) for result in results],
     }
     write_atomically(file, _to_json(content).encode())
+
+
+def draw(proof: Proof, runs: Sequence[Mapping[str, Measured]]) -> Figure | None:
+    """Figure of a claim.
+
+    Args:
+        proof: the claim.
+        runs: of each seed what was measured, by name.
+    """
+    curves: dict[str, list[list[Curve]]] = {}
+    pictures: dict[str, list[Pictures]] = {}
+    for name in proof.measurements:
+        label = proof.label(name)  # several may have the same
+        for seed, run in zip(curves.setdefault(label, [[] for _ in runs]), runs, strict=True):
+            seed += run[name].curves
+        pictures.setdefault(label, []).extend(runs[0][name].pictures)
+    return claim_figure(proof.claim, curves, pictures, proof.show)
 
 
 def _to_json(content: Any) -> str:

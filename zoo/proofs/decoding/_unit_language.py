@@ -17,8 +17,9 @@ from zoo.decoding import Generation, Method, generate
 from zoo.models.language._causal_lm import load_causal_lm, save_causal_lm
 from zoo.plots.proofs import Axes, Curve
 from zoo.proofs.kept import key
-from zoo.tasks.base import OptimizerSettings, ScheduleSettings, Task
+from zoo.tasks.base import Task
 from zoo.tasks.language.language_modeling import LanguageModeling
+from zoo.tasks.optimization import OptimizerSettings, ScheduleSettings
 
 #: Length of the texts that the models are trained on; they are not asked for longer ones.
 LENGTH = 96

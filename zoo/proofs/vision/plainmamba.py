@@ -34,7 +34,7 @@ class Continuity(Measurement):
             index = torch.stack([rows, rows.flip(0), columns, columns.flip(0)])
         steps = (index // self.size).diff().abs() + (index % self.size).diff().abs()
         rows, columns = index[0] // self.size, index[0] % self.size
-        path = Axes(f"First scan of the map: {self.order}", "column", "row", plane=True)
+        path = Axes(f"First of four scans: {self.order}", "column", "row", plane=True)
         return Measured(
             {"neighbours": steps.eq(1).double().mean().item()},
             [Curve(path, columns.tolist(), rows.tolist(), style="example")],
