@@ -32,12 +32,12 @@ from jsonargparse._common import parsing_settings
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from zoo.arguments import dump_yaml, load_yaml, read_value
 from zoo.data.base import DataModule
 from zoo.errors import ZooError
 from zoo.recipe_errors import explain, keys_of
+from zoo.trainer_errors import refused
 from zoo.recipes import CLASS_GROUPS, check_recipe, parse_yaml, read_yaml, split_options
 from zoo.runs import Checkpoints
 from zoo.tasks._weights import checkpoint_follows
@@ -172,7 +172,8 @@ class Recipe:
         **settings: Any,
     ) -> pl.Trainer:
         """The recipe's trainer; a command adds to its lists and replaces other ``settings``."""
-        given = {**self._build_group("trainer"), **settings}
+        with self.trainer_errors():
+            given = {**self._build_group("trainer"), **settings}
         for name, added in (("callbacks", callbacks), ("logger", loggers), ("plugins", plugins)):
             own = given[name] if given[name] not in (None, True, False) else []
             given[name] = [*(own if isinstance(own, list) else [own]), *added]
@@ -180,13 +181,27 @@ class Recipe:
             isinstance(callback, ProgressBar) for callback in given["callbacks"]
         ):
             given["callbacks"].append(Progress())
-        try:
+        with self.trainer_errors():
             return pl.Trainer(**given)
-        except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
-            hint = ""
-            if given["accelerator"] in ("gpu", "cuda"):
-                hint = "; --trainer.accelerator auto --trainer.devices 1 takes what is here"
-            raise ZooError(f"{self.shown_as}: trainer: {error}{hint}") from error
+
+    @contextmanager
+    def trainer_errors(self) -> Iterator[None]:
+        """Say in one line which setting of the trainer, its callbacks or loggers is refused, whether
+        Lightning does so when they are built or when they are used.
+
+        Raises:
+            ZooError: instead of Lightning's own errors, and of those for want of an operation in
+                the trainer's precision.
+        """
+        try:
+            yield
+        except ZooError:
+            raise
+        except Exception as error:
+            reason = refused(error, self.config.trainer)
+            if reason is None:
+                raise
+            raise ZooError(f"{self.shown_as}: trainer: {reason}") from error
 
     def _build_group(self, name: str) -> Any:
         with self._imports():
@@ -284,7 +299,7 @@ def quiet() -> None:
         ".*not resumable.*",
         ".*smaller than the logging interval.*",
         ".*LeafSpec.*",
-        ".*in eval mode at the start of training.*",  # the averaged weights
+        ".*in eval mode at the start of training.*",  # the EMA weights
         ".*lr_scheduler.step.*before.*optimizer.step.*",
     ):
         warnings.filterwarnings("ignore", message=message)
