@@ -2,8 +2,9 @@
 TASK ...`` writes what came out of each as JSON.
 
 What two processes do in a step is what one does that takes their shares one after the other and
-steps on the mean of the gradients. So the one process here is given the same shares as micro-batches.
-Batch norm, dropout and random numbers, which differ between processes, are left out on both sides.
+steps on the mean of the gradients. So the one process here is given the same shares, one behind the
+other. Batch norm, dropout and random numbers, which differ between processes, are left out on both
+sides.
 """
 
 from __future__ import annotations

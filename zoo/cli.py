@@ -37,11 +37,11 @@ from zoo.arguments import dump_yaml, load_yaml, read_value
 from zoo.data.base import DataModule
 from zoo.errors import ZooError
 from zoo.recipe_errors import explain, keys_of
-from zoo.trainer_errors import refused
 from zoo.recipes import CLASS_GROUPS, check_recipe, parse_yaml, read_yaml, split_options
 from zoo.runs import Checkpoints
 from zoo.tasks._weights import checkpoint_follows
 from zoo.tasks.base import Task
+from zoo.trainer_errors import refused
 from zoo.trust import LIGHTNING, check_trusted, names_in
 
 #: Groups of a recipe whose keys are the arguments of a class.
@@ -186,8 +186,8 @@ class Recipe:
 
     @contextmanager
     def trainer_errors(self) -> Iterator[None]:
-        """Say in one line which setting of the trainer, its callbacks or loggers is refused, whether
-        Lightning does so when they are built or when they are used.
+        """Say in one line which setting of the trainer, its callbacks or loggers is refused, when
+        they are built or when they are used.
 
         Raises:
             ZooError: instead of Lightning's own errors, and of those for want of an operation in

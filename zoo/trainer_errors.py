@@ -36,9 +36,9 @@ def refused(error: Exception, settings: Any) -> str | None:
     if isinstance(error, MisconfigurationException):
         return reason
     full = (None, 32, "32", "32-true")
-    if settings.precision not in full and isinstance(error, RuntimeError):
-        if _PRECISION.search(reason):
-            return f"precision is {settings.precision}: {reason}; expected such as 32-true"
+    in_precision = isinstance(error, RuntimeError) and _PRECISION.search(reason)
+    if settings.precision not in full and in_precision:
+        return f"precision is {settings.precision}: {reason}; expected such as 32-true"
     return None
 
 
