@@ -31,7 +31,7 @@ FLOORS = (
     ("metrics",),
     ("tasks",),
     ("runs",),
-    ("recipe_errors",),
+    ("recipe_errors", "trainer_errors"),
     ("cli",),
     ("proofs", "bench"),
     ("list", "info", "convert", "cp"),

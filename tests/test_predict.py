@@ -108,7 +108,7 @@ def test_if_nothing_can_be_predicted_nothing_is_left(trained_run, tmp_path, caps
 
 def test_an_output_folder_is_nobody_elses(trained_run, pictures, tmp_path, monkeypatch):
     """Two predictions that end at the same time, and what a killed one has left."""
-    stale = tmp_path / f".old.{platform.node()}-999999999.part"
+    stale = tmp_path / f".old.{platform.node().partition('.')[0]}-999999999.0.part"
     stale.mkdir()
     output = tmp_path / "out"
     predict_one = ImageClassification.predict_one

@@ -17,6 +17,8 @@ from pathlib import Path
 
 from zoo.errors import ZooError
 
+_number = itertools.count()
+
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that at any time there is the old one or the new one, whole."""
@@ -74,19 +76,23 @@ def is_full(error: OSError) -> bool:
 
 def part_of(path: Path) -> Path:
     """Where this process makes what will stand at ``path``."""
-    return path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.part")
+    return path.with_name(f".{path.name}.{_host()}-{os.getpid()}.{next(_number)}.part")
 
 
 def sweep(folder: Path) -> None:
     """Remove from a folder what processes of this machine have left that are no more."""
-    for part in folder.glob(f".*.{platform.node()}-*.part"):
-        number = part.name.removesuffix(".part").rpartition("-")[2]
-        if not number.isdigit() or _runs(int(number)):
+    for part in folder.glob(f".*.{_host()}-*.*.part"):
+        process = part.name.split(".")[-3].rpartition("-")[2]
+        if not process.isdigit() or _runs(int(process)):
             continue
         if part.is_dir():
             shutil.rmtree(part, ignore_errors=True)
         else:
             part.unlink(missing_ok=True)
+
+
+def _host() -> str:
+    return platform.node().partition(".")[0]
 
 
 def _runs(process: int) -> bool:

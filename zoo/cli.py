@@ -36,7 +36,6 @@ from jsonargparse.typing import register_type
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from zoo.arguments import dump_yaml, load_yaml, read_value
 from zoo.data.base import DataModule
@@ -46,6 +45,7 @@ from zoo.recipes import CLASS_GROUPS, check_recipe, parse_yaml, read_yaml, split
 from zoo.runs import Checkpoints
 from zoo.tasks._weights import checkpoint_follows
 from zoo.tasks.base import Task
+from zoo.trainer_errors import refused
 from zoo.trust import LIGHTNING, check_trusted, names_in
 
 #: Groups of a recipe whose keys are the arguments of a class.
@@ -180,7 +180,8 @@ class Recipe:
         **settings: Any,
     ) -> pl.Trainer:
         """The recipe's trainer; a command adds to its lists and replaces other ``settings``."""
-        given = {**self._build_group("trainer"), **settings}
+        with self.trainer_errors():
+            given = {**self._build_group("trainer"), **settings}
         for name, added in (("callbacks", callbacks), ("logger", loggers), ("plugins", plugins)):
             own = given[name] if given[name] not in (None, True, False) else []
             given[name] = [*(own if isinstance(own, list) else [own]), *added]
@@ -188,13 +189,27 @@ class Recipe:
             isinstance(callback, ProgressBar) for callback in given["callbacks"]
         ):
             given["callbacks"].append(Progress())
-        try:
+        with self.trainer_errors():
             return pl.Trainer(**given)
-        except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
-            hint = ""
-            if given["accelerator"] in ("gpu", "cuda"):
-                hint = "; --trainer.accelerator auto --trainer.devices 1 takes what is here"
-            raise ZooError(f"{self.shown_as}: trainer: {error}{hint}") from error
+
+    @contextmanager
+    def trainer_errors(self) -> Iterator[None]:
+        """Say in one line which setting of the trainer, its callbacks or loggers is refused, when
+        they are built or when they are used.
+
+        Raises:
+            ZooError: instead of Lightning's own errors, and of those for want of an operation in
+                the trainer's precision.
+        """
+        try:
+            yield
+        except ZooError:
+            raise
+        except Exception as error:
+            reason = refused(error, self.config.trainer)
+            if reason is None:
+                raise
+            raise ZooError(f"{self.shown_as}: trainer: {reason}") from error
 
     def _build_group(self, name: str) -> Any:
         with self._imports():
@@ -306,7 +321,7 @@ def quiet() -> None:
         ".*not resumable.*",
         ".*smaller than the logging interval.*",
         ".*LeafSpec.*",
-        ".*in eval mode at the start of training.*",  # the averaged weights
+        ".*in eval mode at the start of training.*",  # the EMA weights
         ".*lr_scheduler.step.*before.*optimizer.step.*",
     ):
         warnings.filterwarnings("ignore", message=message)

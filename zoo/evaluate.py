@@ -98,7 +98,8 @@ def main(argv: list[str]) -> int:
     trainer = recipe.build_trainer(
         logger=False, enable_checkpointing=False, **_one_device(recipe, overrides)
     )
-    metrics = getattr(trainer, stage)(task, datamodule=data, verbose=False)[0]
+    with recipe.trainer_errors():
+        metrics = getattr(trainer, stage)(task, datamodule=data, verbose=False)[0]
     if trainer.is_global_zero:
         report = {"recipe": name, "source": str(source), "split": arguments.split, **metrics}
         write_atomically(output, (json.dumps(report, indent=2) + "\n").encode())

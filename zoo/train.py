@@ -150,6 +150,10 @@ def train(
     trainer = recipe.build_trainer(
         plugins=[CheckpointFiles(recipe.text, name)], callbacks=[keeper, checkpoints]
     )
+    if 0 in (trainer.max_epochs, trainer.max_steps, trainer.limit_train_batches):
+        raise ZooError(
+            "trainer.max_epochs, max_steps or limit_train_batches is 0: there is nothing to train"
+        )
     folder = run or run_path(runs, name)
     if trainer.is_global_zero:  # whose folder the other processes take, when training starts
         if run is None:
@@ -166,9 +170,10 @@ def train(
     checkpoints.connect(folder, table)
     again = f"python -m zoo.train --resume {folder}"
     try:
-        trainer.fit(task, datamodule=data, ckpt_path=checkpoint)
-        task.load_weights(read_checkpoint(checkpoints.best_path))
-        metrics = dict(trainer.test(task, datamodule=data, verbose=False)[0])
+        with recipe.trainer_errors():
+            trainer.fit(task, datamodule=data, ckpt_path=checkpoint)
+            task.load_weights(read_checkpoint(checkpoints.best_path))
+            metrics = dict(trainer.test(task, datamodule=data, verbose=False)[0])
     except SystemExit:  # Lightning's answer to Ctrl-C
         raise Interrupted(f"stopped; go on with: {again}") from None
     except OSError as error:

@@ -1,25 +1,52 @@
-"""Every recipe parses; small ones run, full-scale ones build their model, proofs build too."""
+"""Every recipe is built; those whose data can be made here run, and what they export is used."""
 
 import copy
 import re
 from pathlib import Path
+from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.language_models import make_model
 from tests.tiny import ROOT
+from zoo.arguments import load_yaml
 from zoo.cli import Recipe, quiet
 from zoo.proofs.run import read_proofs
 
 RECIPES = ROOT / "recipes"
+PATHS = sorted(RECIPES.glob("*/*/*.yaml"))
+PROOFS = [path for path in PATHS if path.stem == "proof"]
+#: Settings of a data module that say where its files are.
+PLACES = {"root", "path", "source", "name"}
+#: Settings of a task that may name what another recipe exports.
+USES = ("target", "draft", "teacher", "start", "model")
 
 
-def recipes(name: str):
-    paths = sorted(RECIPES.glob(f"*/*/{name}.yaml"))
+def content_of(path: Path) -> dict[str, Any]:
+    return load_yaml(path.read_text())
+
+
+def is_made_here(path: Path) -> bool:
+    """Whether a recipe's data come with Python or its packages, or are made."""
+    settings = content_of(path)["data"].get("init_args", {})
+    return settings.get("sample") is not None or not PLACES & settings.keys()
+
+
+RUNNABLE = [path for path in PATHS if path not in PROOFS and is_made_here(path)]
+FULL_SCALE = [path for path in PATHS if path not in PROOFS and path not in RUNNABLE]
+EXPORTS = {
+    settings["export"]: path
+    for path in RUNNABLE
+    if (settings := content_of(path)["model"]["init_args"]).get("export")
+}
+
+
+def parameters(paths: list[Path]):
     assert paths
-    return [pytest.param(path, id="/".join(path.parts[-3:-1])) for path in paths]
+    return [pytest.param(path, id="/".join(path.with_suffix("").parts[-3:])) for path in paths]
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +57,8 @@ def language_model(tmp_path_factory) -> str:
     return str(folder)
 
 
-@pytest.mark.parametrize("path", recipes("paper"))
-def test_paper_recipe_builds_its_model(path: Path, language_model: str, monkeypatch):
+@pytest.mark.parametrize("path", parameters(FULL_SCALE))
+def test_full_scale_recipe_builds_its_model(path: Path, language_model: str, monkeypatch):
     # transformers loads no weights onto the meta device, where only shapes are wanted
     shapes = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(language_model))
     monkeypatch.setattr(
@@ -53,12 +80,40 @@ def test_paper_recipe_builds_its_model(path: Path, language_model: str, monkeypa
     assert path.read_text().startswith("#")
 
 
-@pytest.mark.parametrize("path", recipes("small"))
-def test_small_recipe_runs_two_steps(path: Path, tmp_path, monkeypatch):
-    monkeypatch.setenv("ZOO_CACHE", str(tmp_path))  # what is exported replaces nobody's model
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Where data and exported models of this module are kept: they replace nobody's."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("recipes")
+        patch.setenv("ZOO_CACHE", str(folder / "cache"))
+        patch.chdir(folder)
+        yield folder
+
+
+def fewer(path: Path) -> list[str]:
+    """Overrides by which a recipe's data, and what its test measures besides, are no more than two
+    steps need."""
+    content = content_of(path)
+    settings = content["data"].get("init_args", {})
+    sample = settings.get("sample") or {}
+    most = {"train": 2 * settings.get("batch_size", 64), "val": 4, "test": 4}
+    options = [
+        f"--data.init_args.sample.{name}={min(sample[name], most[name])}"
+        for name in most.keys() & sample.keys()
+    ]
+    if "length_test" in content["model"]["init_args"]:
+        options.append("--model.init_args.length_test={lengths: [8, 16], steps: 1}")
+    return options
+
+
+def run_two_steps(path: Path) -> pl.Trainer:
+    """Train for two steps, validate, test, draw; first what exports the models that it uses."""
+    settings = content_of(path)["model"]["init_args"]
+    for used in {settings.get(name) for name in USES} & EXPORTS.keys():
+        if EXPORTS[used] != path and not settings.get("train_target"):
+            exported(EXPORTS[used])
     quiet()
-    recipe = Recipe(path)
-    assert path.read_text().startswith("#")
+    recipe = Recipe(path, fewer(path))
     task, data = recipe.build()
     trainer = recipe.build_trainer(
         logger=False,
@@ -74,10 +129,30 @@ def test_small_recipe_runs_two_steps(path: Path, tmp_path, monkeypatch):
     assert trainer.global_step == 2
     after = list(task.model.parameters())
     assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    (validated,) = trainer.validate(task, datamodule=data, verbose=False)
+    assert task.monitor in validated
     trainer.test(task, datamodule=data, verbose=False)
+    task.figures()
+    return trainer
 
 
-@pytest.mark.parametrize("path", recipes("proof"))
+_run: set[Path] = set()
+
+
+def exported(path: Path) -> None:
+    """Run a recipe once in this process."""
+    if path not in _run:
+        run_two_steps(path)
+        _run.add(path)
+
+
+@pytest.mark.parametrize("path", parameters(RUNNABLE))
+def test_recipe_runs_two_steps(path: Path, place):
+    assert path.read_text().startswith("#")
+    exported(path)
+
+
+@pytest.mark.parametrize("path", parameters(PROOFS))
 def test_proof_can_be_read(path: Path):
     proofs = read_proofs(path)
     assert proofs and all(proof.measurements and proof.must_hold for proof in proofs)

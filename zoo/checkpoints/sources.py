@@ -10,13 +10,13 @@ import re
 import urllib.error
 import urllib.parse
 import urllib.request
-import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import torch
 
+from zoo.atomic import part_of, sweep
 from zoo.checkpoints.formats import file_format, read_index
 from zoo.errors import ZooError
 
@@ -193,9 +193,10 @@ def download(url: str, *, sha256: str | None = None, folder: Path | None = None)
         if sha256 is not None:
             _check_digest(str(target), file_digest(target), sha256)
         return target
-    partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}.partial")
+    partial = part_of(target)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder)
         found = _transfer(url, name, partial)
         expected = sha256 or _digest_in_name(name)
         if expected is not None:

@@ -65,7 +65,9 @@ class SeededDataset(Dataset):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, key: SampleKey) -> Any:
+    def __getitem__(self, key: SampleKey | int) -> Any:
+        if isinstance(key, int):  # of a sampler that is not ours
+            key = SampleKey(0, key)
         sample = self.source[key.sample]
         with seeded(self.seed, *key):
             return self.transform(sample)

@@ -7,7 +7,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
-from zoo.atomic import write_atomically
+from zoo.atomic import sweep, write_atomically
 from zoo.plots import learning_curve
 from zoo.runs.metrics import MetricsTable
 from zoo.tasks.base import Task
@@ -32,6 +32,9 @@ class RunFolder(Callback):
         """Make the folder; the main process decides its name."""
         self.path = Path(trainer.strategy.broadcast(str(self.path)))
         if stage == "fit" and trainer.is_global_zero:
+            for run in self.path.parent.iterdir() if self.path.parent.is_dir() else ():
+                sweep(run)  # what a kill left in an earlier run, or in this one
+                sweep(run / "checkpoints")
             write_atomically(self.path / "recipe.yaml", self.recipe.encode())
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

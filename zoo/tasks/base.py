@@ -19,6 +19,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
+from lightning.pytorch.callbacks import WeightAveraging
+from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric, MetricCollection
@@ -199,8 +201,16 @@ class Task(FilePrediction):
             self.check_data(self.data)
             self.use_data(self.data)
         if stage == "fit" and self.ema_decay is not None and self.ema is None:
+            if self._averaging_callbacks():
+                raise ZooError(
+                    "model.init_args.ema_decay and a callback of the trainer both average the "
+                    "weights: set ema_decay to null, or leave the callback out"
+                )
             self.ema = ModelEmaV3(self.model, self.ema_decay, use_warmup=self.ema_warmup)
             self.ema.requires_grad_(False)
+
+    def _averaging_callbacks(self) -> list[WeightAveraging]:
+        return [c for c in self.trainer.callbacks if isinstance(c, WeightAveraging)]
 
     @override
     def configure_optimizers(self) -> Any:
@@ -225,7 +235,10 @@ class Task(FilePrediction):
 
     @override
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        scheduler.step_update(self.global_step)  # timm's schedulers want the number of updates
+        if isinstance(scheduler, Scheduler):  # timm's want the number of updates
+            scheduler.step_update(self.global_step)
+        else:  # of a callback, such as stochastic weight averaging
+            super().lr_scheduler_step(scheduler, metric)
 
     @override
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -315,6 +328,10 @@ class Task(FilePrediction):
         if self.class_names is not None:
             checkpoint["class_names"] = list(self.class_names)
         if "optimizer_states" not in checkpoint:  # one set of weights: the evaluated one
+            for callback in self._averaging_callbacks():
+                callback.on_save_checkpoint(self.trainer, self, checkpoint)
+                for own in ("current_model_state", "averaging_state"):
+                    checkpoint.pop(own, None)
             checkpoint["state_dict"] = {
                 f"model.{name}": value
                 for name, value in evaluated_weights(checkpoint["state_dict"]).items()

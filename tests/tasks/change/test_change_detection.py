@@ -11,7 +11,6 @@ from rasterio.transform import from_origin
 import zoo.predict
 from tests.test_cli import error_of
 from tests.tiny import ROOT
-from zoo.cli import Recipe, quiet
 from zoo.data.change.change import SECOND, XBD, LEVIRCDPlus
 from zoo.data.dense.portraits import Portraits
 from zoo.data.formats.map_files import write_geotiff
@@ -36,35 +35,6 @@ GRID = from_origin(500_000, 5_300_000, 0.5, 0.5)
 def task_of(kind, **kwargs):
     torch.manual_seed(0)
     return kind(model=KINDS[kind][0], model_args=NETWORK, **kwargs).eval()
-
-
-@pytest.mark.parametrize("name", ["paper_scd", "paper_bda"])
-def test_further_paper_recipes_build(name):
-    recipe = Recipe(RECIPES / f"{name}.yaml")
-    recipe.config.model.init_args.encoder = None
-    with torch.device("meta"):
-        task, data = recipe.build()
-    task.check_data(data)
-    assert (RECIPES / f"{name}.yaml").read_text().startswith("#")
-
-
-@pytest.mark.parametrize("name", ["small_scd", "small_bda"])
-def test_further_small_recipes_run_two_steps(name):
-    quiet()
-    task, data = (recipe := Recipe(RECIPES / f"{name}.yaml")).build()
-    trainer = recipe.build_trainer(
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        accelerator="cpu",
-        max_steps=2,
-        limit_val_batches=1,
-        limit_test_batches=1,
-    )
-    trainer.fit(task, datamodule=data)
-    (scores,) = trainer.test(task, datamodule=data, verbose=False)
-    assert trainer.global_step == 2 and task.monitor.replace("val", "test") in scores
-    assert task.figures()
 
 
 @pytest.mark.parametrize("kind", KINDS)

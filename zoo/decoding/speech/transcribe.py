@@ -3,26 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from zoo.decoding.speech.ctc import BLANK, CTCPrefixScorer
 from zoo.layers.cache import Cache
-
-
-class StepDecoder(Protocol):
-    """A decoder with a memory, such as :class:`zoo.models.speech.samba_asr.SambaASR`."""
-
-    SOS: int
-    EOS: int
-
-    def begin(self, memory: Tensor, lengths: Tensor) -> Cache:
-        """Read encoded audio [B, T, C] of ``lengths`` [B]."""
-
-    def step(self, tokens: Tensor, cache: Cache) -> Tensor:
-        """Read a token [B]; logits of the next [B, V]."""
+from zoo.models.speech._protocol import StepDecoder
 
 
 @dataclass

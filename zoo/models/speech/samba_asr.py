@@ -27,6 +27,7 @@ from zoo.layers.mamba import Mamba
 from zoo.models.registry import register_model
 from zoo.models.speech._cross_attention import CrossAttention
 from zoo.models.speech._lengths import align_right, length_mask, reverse_within
+from zoo.models.speech._protocol import Stream
 
 
 class SambaASR(nn.Module):
@@ -116,6 +117,16 @@ class SambaASR(nn.Module):
     def step(self, tokens: Tensor, cache: Cache) -> Tensor:
         """Read one token [B]; returns logits of the next [B, V] and changes ``cache``."""
         return self.decoder.step(tokens, cache)
+
+    def stream(self) -> Stream:
+        """Listen to a recording that comes in pieces.
+
+        Raises:
+            ZooError: encoder or decoder must hear all first.
+        """
+        from zoo.models.speech._samba_asr_streaming import SambaStream
+
+        return SambaStream(self)
 
     def no_weight_decay(self) -> set[str]:
         """Parameters without weight decay besides norms and biases."""

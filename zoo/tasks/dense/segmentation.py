@@ -93,7 +93,7 @@ class Segmentation(DenseTask):
 
     def configure_losses(self) -> None:
         """Class weights, if any, are counted when the first batch comes."""
-        self.register_buffer("pixels", torch.zeros(self.num_classes, dtype=torch.float64))
+        self.register_buffer("pixels", torch.zeros(self.num_classes, dtype=torch.int64))
 
     def configure_metrics(self, split: str) -> dict[str, Metric | MetricCollection]:
         """Mean IoU; of two classes IoU and boundary F1 per picture; in the test also volumes."""
@@ -153,7 +153,7 @@ class Segmentation(DenseTask):
             return lovasz_hinge(logits[:, 0], mask)
         weights = None
         if settings.class_weights == "frequency" and self.pixels.sum() > 0:
-            weights = frequency_weights(self.pixels).to(logits.dtype)
+            weights = frequency_weights(self.pixels.double()).to(logits.dtype)
         ce = cross_entropy(logits, mask, weights, ignore_index=IGNORE)
         return ce if settings.base == "ce" else 0.5 * ce + 0.5 * soft_dice_loss(logits, mask)
 

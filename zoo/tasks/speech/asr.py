@@ -21,7 +21,8 @@ from zoo.data.speech.speech import SpeechDataModule
 from zoo.decoding.speech.ctc import ctc_align, ctc_greedy
 from zoo.decoding.speech.transcribe import Search, greedy, transcribe
 from zoo.errors import ZooError
-from zoo.models.speech._samba_asr_streaming import SambaStream
+from zoo.models.protocols import check_model
+from zoo.models.speech._protocol import Recogniser, StreamingRecogniser
 from zoo.plots.speech import Heard, spectrograms
 from zoo.tasks._scores import Scores
 from zoo.tasks.base import ModelTask
@@ -29,6 +30,8 @@ from zoo.tasks.base import ModelTask
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+#: A model that fulfils all protocols.
+EXAMPLE = "samba_asr_tiny"
 #: Seconds from one encoded frame to the next.
 FRAME = 0.02
 
@@ -36,7 +39,7 @@ FRAME = 0.02
 class SpeechRecognition(ModelTask):
     """Write down what is said.
 
-    The model is called as :class:`zoo.models.speech.samba_asr.SambaASR`. Validation decodes
+    The model is a :class:`zoo.models.speech._protocol.Recogniser`. Validation decodes
     greedily, the test as ``search`` says; both measure ``wer`` and ``cer`` on plain text (lower
     case, no punctuation), the test also ``ctc_wer`` of the CTC head read out frame by frame, and
     ``rtf``, seconds of work for a second of sound.
@@ -70,6 +73,11 @@ class SpeechRecognition(ModelTask):
         self.search, self.stream_seconds = search or Search(), stream_seconds
         self.tokens: Tokens | None = None
         super().__init__(*args, **kwargs)
+
+    @override
+    def configure_models(self) -> None:
+        super().configure_models()
+        check_model(self.model, Recogniser, self.model_name, EXAMPLE)
 
     def configure_metrics(self, split: str) -> dict[str, Metric]:
         """Error rates; seconds of sound and of work."""
@@ -247,7 +255,8 @@ class SpeechRecognition(ModelTask):
                 "fixed data.init_args.peak, such as 2"
             )
         model: Any = self.eval_model
-        stream = SambaStream(model)
+        check_model(model, StreamingRecogniser, self.model_name, EXAMPLE)
+        stream = model.stream()
         pieces = features.split(max(round(self.stream_seconds * 100), 1))
         ctc = [stream.feed(piece, last=piece is pieces[-1]) for piece in pieces]
         (text,) = greedy(model, stream.cache(), self.search.max_tokens)

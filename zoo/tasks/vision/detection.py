@@ -13,6 +13,8 @@ from typing_extensions import override
 
 from zoo.data.vision.coco import COCO
 from zoo.metrics.detection import AveragePrecision
+from zoo.models.protocols import check_model
+from zoo.models.vision._protocol import Detector
 from zoo.plots.boxes import draw_objects
 from zoo.plots.panels import Panels
 from zoo.tasks._dense import DenseTask
@@ -22,7 +24,8 @@ _TARGETS = ("boxes", "labels", "masks", "iscrowd")
 
 
 class Detection(DenseTask):
-    """Objects in pictures; batches are dictionaries of lists, see :class:`zoo.data.COCO`.
+    """Objects in pictures, found by a :class:`zoo.models.vision._protocol.Detector`; batches are
+    dictionaries of lists, see :class:`zoo.data.COCO`.
 
     The loss is the sum of the detector's: objectness and boxes of the proposals, classes, boxes and
     masks of the regions. Scores are COCO's, see :class:`AveragePrecision`; the best checkpoint is
@@ -46,6 +49,7 @@ class Detection(DenseTask):
     def configure_models(self) -> None:
         self.model_args = {"num_classes": self.num_classes} | self.model_args
         super().configure_models()
+        check_model(self.model, Detector, self.model_name, "mask_rcnn_vmamba_tiny")
 
     @override
     def configure_metrics(self, split: str) -> dict[str, Metric]:

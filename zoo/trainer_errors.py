@@ -1,0 +1,50 @@
+"""Which of the errors that come out of a trainer are about its settings."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+_LIGHTNING = Path(lightning.__file__).parent
+#: What Lightning raises for a wrong setting; others that come from within it are defects.
+_REFUSALS = (ImportError, NotImplementedError, RuntimeError, TypeError, ValueError)
+_PRECISION = re.compile(r"not implemented for|dtype|scalar type|data type|Half|BFloat16", re.I)
+_UNUSED = "parameters that were not used in producing the loss"
+
+
+def refused(error: Exception, settings: Any) -> str | None:
+    """The reason, with what to do, if an error is about a setting of the trainer.
+
+    Args:
+        error: what was raised while the trainer was built or at work.
+        settings: the recipe's group ``trainer``.
+    """
+    reason = " ".join(str(error).split())
+    if _UNUSED in reason:
+        return (
+            "not all parameters are used in every step, which the strategy ddp does not expect: "
+            "set --trainer.strategy ddp_find_unused_parameters_true"
+        )
+    if isinstance(error, _REFUSALS) and _raised_in(error, _LIGHTNING):
+        if settings.accelerator in ("gpu", "cuda") and isinstance(error, MisconfigurationException):
+            reason += "; --trainer.accelerator auto --trainer.devices 1 takes what is here"
+        return reason
+    if isinstance(error, MisconfigurationException):
+        return reason
+    full = (None, 32, "32", "32-true")
+    in_precision = isinstance(error, RuntimeError) and _PRECISION.search(reason)
+    if settings.precision not in full and in_precision:
+        return f"precision is {settings.precision}: {reason}; expected such as 32-true"
+    return None
+
+
+def _raised_in(error: Exception, folder: Path) -> bool:
+    """Whether an error was raised by the code in a folder itself, not by what that called."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and folder in Path(trace.tb_frame.f_code.co_filename).parents
