@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from scipy.io import loadmat, savemat
+from scipy.io import savemat
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
 from skimage.draw import disk
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate
 from torchvision.transforms.v2 import functional as tf
 
-from zoo.data.formats.arrays import read_npy
+from zoo.data.formats.arrays import read_mat, read_npy
 from zoo.data.formats.files import natural_sorted, reading
 from zoo.data.formats.maps import MapDataModule, SmallSample, write_image
 from zoo.data.formats.pictures import read_picture
@@ -167,8 +167,9 @@ class ShanghaiTech(CrowdDataModule):
     def read(self, item: Path) -> dict[str, Any]:
         """One picture and its points."""
         labels = item.parents[1] / "ground_truth" / f"GT_{item.stem}.mat"
+        info = read_mat(labels, "image_info", "a MATLAB file with image_info")
         with reading(labels, "a MATLAB file with image_info"):
-            points = loadmat(labels)["image_info"][0, 0][0, 0][0]
+            points = np.asarray(info[0, 0][0, 0][0], np.float64).reshape(-1, 2)
         return self.sample_of(item, points, None)
 
     def make(self, folder: Path, sample: SmallSample) -> None:

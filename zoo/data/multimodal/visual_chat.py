@@ -14,12 +14,13 @@ from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from zoo.data.base import DataModule, Source
 from zoo.data.formats.maps import SmallSample, make_once
 from zoo.data.formats.pictures import read_picture
 from zoo.data.formats.tiles import tiles
+from zoo.data.formats.tokenizers import load_tokenizer
 from zoo.data.language.text import SPLITS
 from zoo.errors import ZooError
 
@@ -79,12 +80,7 @@ class VisualChat(DataModule):
         """The tokenizer; it must know the tokens of images and turns."""
         if self._tokenizer is None:
             place = self._tokenizer_source or str(self.root / "tokenizer")
-            try:
-                self._tokenizer = AutoTokenizer.from_pretrained(place)
-            except (OSError, ValueError) as error:
-                raise ZooError(
-                    f"data.init_args.tokenizer '{place}' cannot be loaded: {error}"
-                ) from error
+            self._tokenizer = load_tokenizer(place)
             known = self._tokenizer.get_vocab()
             missing = [
                 t for t in (START, END, IMAGE_START, IMAGE_TOKEN, IMAGE_END) if t not in known
