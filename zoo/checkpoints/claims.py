@@ -13,7 +13,9 @@ DEFLATE_LIMIT = 1032
 SMALL_CLAIM = 2**16
 
 
-def check_claim(path: Path, claimed: int, what: str, stored: int | None = None) -> None:
+def check_claim(
+    path: Path, claimed: int, what: str, stored: int | None = None, small: int = SMALL_CLAIM
+) -> None:
     """Compare what a file says it holds with what is stored of it, before memory is taken.
 
     Args:
@@ -21,13 +23,14 @@ def check_claim(path: Path, claimed: int, what: str, stored: int | None = None) 
         claimed: bytes that reading it would take.
         what: what says so, for the message.
         stored: bytes that it has for this; by default, and at most, all of the file.
+        small: what it may ask for in any case, where a format packs more densely than DEFLATE.
 
     Raises:
         ZooError: no compression could make so much of so little.
     """
     size = path.stat().st_size
     stored = size if stored is None else min(stored, size)
-    if claimed > max(SMALL_CLAIM, DEFLATE_LIMIT * stored):
+    if claimed > max(small, DEFLATE_LIMIT * stored):
         raise ZooError(
             f"{path}: {what} would take {claimed / 2**20:,.0f} MiB, but only {stored:,} bytes of "
             "it are stored: the file is damaged, or made to fill the memory"

@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 import torch
 
 from zoo.data.base import DataModule
+from zoo.data.formats.files import natural_sorted
 from zoo.errors import ZooError
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class FilePrediction(pl.LightningModule, ABC):
 
     def find_inputs(self, sources: Sequence[Path]) -> Sequence[Any]:
         """What :meth:`predict_one` takes, from a command's files and folders: the files themselves,
-        and all in folders that end in one of ``input_suffixes``.
+        and all in folders that end in one of ``input_suffixes``, 2.png before 10.png.
 
         A task whose inputs are not single files, such as pairs, says here how they are given.
 
@@ -46,7 +47,7 @@ class FilePrediction(pl.LightningModule, ABC):
             if not source.is_dir():
                 files.append(source)
                 continue
-            found = sorted(
+            found = natural_sorted(
                 path
                 for path in source.rglob("*")
                 if path.suffix.lower() in self.input_suffixes and path.is_file()

@@ -3,8 +3,9 @@ import zipfile
 
 import numpy as np
 import pytest
+from scipy.io import savemat
 
-from zoo.data.formats.arrays import read_npy, read_npz
+from zoo.data.formats.arrays import read_mat, read_npy, read_npz
 from zoo.errors import ZooError
 
 
@@ -75,3 +76,22 @@ def test_broken_archives_are_said(tmp_path):
     (tmp_path / "c.npz").write_bytes(content[:at] + struct.pack("<I", 2**31) + content[at + 4 :])
     with pytest.raises(ZooError, match="a would take 2,048 MiB"):
         read_npz(tmp_path / "c.npz", ("a",), "it")
+
+
+def test_variables_of_matlab_files(tmp_path):
+    path = tmp_path / "it.mat"
+    savemat(path, {"a": np.arange(3.0), "s": {"x": 1, "y": [1, 2]}}, do_compression=True)
+    assert read_mat(path, "a", "it").tolist() == [[0, 1, 2]]
+    assert read_mat(path, "s", "it", simplify=True)["x"] == 1
+    with pytest.raises(ZooError, match="holds no b, expected it"):
+        read_mat(path, "b", "it")
+    savemat(path, {"a": np.arange(3.0)})
+    content = bytearray(path.read_bytes())
+    content[160:164] = struct.pack("<i", 2**30)  # rows of the matrix
+    path.write_bytes(content)
+    with pytest.raises(ZooError, match=r"a would take 24,576 MiB|cannot be read"):
+        read_mat(path, "a", "it")
+    for cut in (b"", b"text", bytes(content[:140])):
+        path.write_bytes(cut)
+        with pytest.raises(ZooError, match=r"it.mat.*expected it"):
+            read_mat(path, "a", "it")

@@ -7,6 +7,7 @@ from PIL import Image
 from rasterio.enums import ColorInterp
 from rasterio.transform import from_origin
 
+from zoo.data.formats.labels import read_mask
 from zoo.data.formats.map_files import MapFile, windows, write_geotiff
 from zoo.data.formats.pictures import read_picture
 from zoo.data.formats.rasters import open_pair, open_raster
@@ -248,6 +249,39 @@ def test_unknown_pixels_take_no_part_in_the_scaling(tmp_path):
     for name in ("flat.tif", "none.tif"):
         with open_raster(tmp_path / name) as raster:
             assert not whole(raster)[0].any()
+
+
+def test_sizes_are_compared_with_the_file(tmp_path):
+    """A file of some kilobytes may say that it has any number of empty tiles."""
+    size = {"count": 1, "height": 200_000, "width": 200_000, "dtype": "uint8", "sparse_ok": True}
+    for name, grid in (("map.tif", {"crs": UTM, "transform": GRID}), ("plain.tif", {})):
+        with rasterio.open(
+            tmp_path / name,
+            "w",
+            "GTiff",
+            tiled=True,
+            blockxsize=4096,
+            blockysize=4096,
+            **size,
+            **grid,
+        ):
+            pass
+    with open_raster(tmp_path / "map.tif") as raster:  # read in windows, it may be what it says
+        assert not raster.read(100_000, 100_000, 10, 10)[0].any()
+        with pytest.raises(ZooError, match="a raster of 200000 x 200000 pixels would take 38,147"):
+            whole(raster)
+    with (
+        pytest.raises(ZooError, match="would take 38,147 MiB"),
+        open_raster(tmp_path / "plain.tif"),
+    ):
+        pass
+    with pytest.raises(ZooError, match="would take 38,147 MiB"):
+        read_mask(tmp_path / "map.tif")
+    blank = np.zeros((1, 6000, 6000), np.uint8)  # more densely than DEFLATE could
+    for packing in ("lzw", "zstd", "ccittfax4"):
+        bits = {"nbits": 1} if packing == "ccittfax4" else {}
+        bands(tmp_path / "blank.tif", blank, compress=packing, **bits)
+        assert not read_mask(tmp_path / "blank.tif").any()
 
 
 def test_palettes_are_colours(tmp_path):

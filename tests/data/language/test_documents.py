@@ -1,3 +1,4 @@
+import gzip
 import json
 
 import pytest
@@ -57,6 +58,61 @@ def test_plain_text_files_are_shared_out(tmp_path):
     assert len(data.source("val")[0]) == 2
 
 
+STORY = "".join(f"{n}: once upon a time, and a little more of it\n" for n in range(600))
+
+
+@pytest.mark.parametrize("name", ["book.txt", "book", "book.log", "notes.md", "book.txt.gz"])
+def test_a_text_file(tmp_path, name, caplog):
+    """Each line is in one split, in order."""
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(STORY.encode()) if name.endswith("gz") else STORY.encode())
+    data = Documents(str(path), vocab_size=270, length=16, batch_size=2)
+    data.setup("fit")
+    data.setup("test")
+    documents = {split: data._read()[split]["text"] for split in ("train", "val", "test")}
+    parts = {split: "".join(texts) for split, texts in documents.items()}
+    assert "".join(parts.values()) == STORY
+    assert all(part.endswith("\n") for part in parts.values())
+    for split in ("val", "test"):
+        assert len(parts[split]) == pytest.approx(0.05 * len(STORY), abs=50)
+        assert len(data.source(split)) > 10
+    assert "holds 1 documents: the last two twentieths of their lines" in caplog.text
+
+
+def test_few_documents_stay_apart(tmp_path):
+    write_lines(tmp_path / "a.jsonl", [STORY[:9000], STORY[9000:18000], "", STORY[18000:]])
+    data = Documents(str(tmp_path / "a.jsonl"), vocab_size=270, length=16, batch_size=2)
+    data.setup("fit")
+    texts = data._read()["train"]["text"]
+    assert texts[0] == STORY[:9000] and texts[1] == STORY[9000:18000]
+    assert STORY[18000:].startswith(texts[2]) and len(texts[2]) > 5000
+
+
+def test_short_texts_are_said(tmp_path):
+    (tmp_path / "a.txt").write_text(STORY[:2000])
+    with pytest.raises(
+        ZooError, match=r"2,000 characters, too few .* 2048 tokens: expected 65,536"
+    ):
+        Documents(str(tmp_path / "a.txt"), batch_size=1).setup("fit")
+    short = Documents(str(tmp_path / "a.txt"), length=8, vocab_size=270, batch_size=2)
+    short.setup("fit")
+    assert len(short.source("val")) > 0
+    for split in ("train", "val", "test"):
+        write_lines(tmp_path / "named" / f"{split}.jsonl", ["few words"] * 3)
+    with pytest.raises(ZooError, match="the train documents fill no block of 64 tokens"):
+        Documents(str(tmp_path / "named"), length=64, vocab_size=270, batch_size=1).setup("fit")
+
+
+def test_what_is_no_text_is_said(tmp_path):
+    (tmp_path / "a.bin").write_bytes(bytes(range(256)) * 500)
+    (tmp_path / "b.jsonl.zst").write_bytes(b"no archive")
+    (tmp_path / "c.parquet").write_bytes(b"no table")
+    (tmp_path / "d.txt").write_bytes(b"")
+    for name in ("a.bin", "b.jsonl.zst", "c.parquet", "d.txt"):
+        with pytest.raises(ZooError, match=r"data\.init_args\.source"):
+            Documents(str(tmp_path / name), batch_size=1, length=8).setup("fit")
+
+
 def test_errors(tmp_path):
     def setup(name, **options):
         Documents(str(tmp_path / name), batch_size=1, **options).setup("fit")
@@ -64,7 +120,7 @@ def test_errors(tmp_path):
     with pytest.raises(ZooError, match="no documents"):
         setup("nothing")
     write_lines(tmp_path / "one" / "a.jsonl", ["x"])
-    with pytest.raises(ZooError, match="1 documents, too few"):
+    with pytest.raises(ZooError, match="1 characters, too few to share out in blocks of 2048"):
         setup("one")
     write_lines(tmp_path / "many" / "a.jsonl", ["x"] * 20)
     with pytest.raises(ZooError, match="columns text, meta in train, expected 'words'"):

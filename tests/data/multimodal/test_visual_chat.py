@@ -6,7 +6,8 @@ from PIL import Image
 
 from zoo.data.formats.maps import SmallSample
 from zoo.data.formats.tiles import tile_grid, tiles
-from zoo.data.multimodal.visual_chat import COLOURS, VisualChat
+from zoo.data.multimodal.visual_chat import VisualChat
+from zoo.data.synthetic.colour_grids import COLOURS
 from zoo.errors import ZooError
 
 SETTINGS = dict(image_size=16, image_tokens=16, max_tiles=1, batch_size=4)

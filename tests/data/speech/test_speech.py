@@ -1,3 +1,5 @@
+import struct
+
 import numpy as np
 import pytest
 import soundfile
@@ -120,6 +122,69 @@ def test_unreadable_sound_is_said(tmp_path, content, said):
         path.write_bytes(content)
     with pytest.raises(ZooError, match=said):
         read_sound(path)
+
+
+def test_a_part_of_a_sound(tmp_path):
+    sound = np.arange(32_000, dtype=np.float32) / 64_000
+    soundfile.write(tmp_path / "it.wav", sound, 16_000, "FLOAT")
+    part = read_sound(tmp_path / "it.wav", start=0.5, seconds=0.25)
+    assert torch.equal(part, torch.from_numpy(sound[8_000:12_000]))
+    assert len(read_sound(tmp_path / "it.wav", start=1.5)) == 8_000
+    for start, seconds in ((9.0, None), (0.0, 0.001)):
+        with pytest.raises(ZooError, match=r"expected 0.025 s or more"):
+            read_sound(tmp_path / "it.wav", start=start, seconds=seconds)
+
+
+def test_long_sounds_are_read_whole(tmp_path):
+    """In several blocks, of any number of channels."""
+    sound = np.random.default_rng(0).uniform(-0.5, 0.5, (400_000, 3)).astype(np.float32)
+    soundfile.write(tmp_path / "it.wav", sound, 16_000, "FLOAT")
+    np.testing.assert_allclose(read_sound(tmp_path / "it.wav"), sound.mean(1), atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda b: b[:40] + struct.pack("<I", 2**32 - 1) + b[44:], None),  # the length of the data
+        (lambda b: b[:24] + struct.pack("<I", 1) + b[28:], "1 samples a second, expected 1000 to"),
+        (
+            lambda b: b[:24] + struct.pack("<I", 2**31 - 1) + b[28:],
+            "samples a second|not a readable",
+        ),
+        (lambda b: b[:24] + struct.pack("<I", 0) + b[28:], "samples a second|not a readable"),
+        (lambda b: b[:22] + struct.pack("<H", 0) + b[24:], "not a readable sound file"),
+        (lambda b: b[:22] + struct.pack("<H", 65535) + b[24:], "not a readable|of sound, expected"),
+        (lambda b: b[:60], "0.000 s of sound|0.001 s of sound"),
+        (lambda b: b[:30], "not a readable sound file"),
+    ],
+)
+def test_headers_of_sounds_that_lie(tmp_path, spoil, said):
+    soundfile.write(tmp_path / "it.wav", np.zeros(16_000), 16_000)
+    (tmp_path / "it.wav").write_bytes(spoil((tmp_path / "it.wav").read_bytes()))
+    if said is None:
+        assert len(read_sound(tmp_path / "it.wav")) == 16_000
+        return
+    with pytest.raises(ZooError, match=said):
+        read_sound(tmp_path / "it.wav")
+
+
+def test_hours_of_nothing_in_a_small_file(tmp_path, monkeypatch):
+    """FLAC packs silence into next to nothing, and more densely than libsndfile writes it."""
+    monkeypatch.setattr("zoo.data.formats.sound.DENSEST", 100)
+    with soundfile.SoundFile(tmp_path / "it.flac", "w", 48_000, 1) as file:
+        for _ in range(12):
+            file.write(np.zeros(48_000 * 300, np.int16))
+    assert (tmp_path / "it.flac").stat().st_size < 700_000
+    with pytest.raises(ZooError, match=r"more than \d+ minutes in [\d,]+ bytes"):
+        read_sound(tmp_path / "it.flac")
+
+
+def test_sounds_that_are_not_finite(tmp_path):
+    sound = np.zeros(16_000, np.float32)
+    sound[7] = np.nan
+    soundfile.write(tmp_path / "it.wav", sound, 16_000, "FLOAT")
+    with pytest.raises(ZooError, match="values that are not finite"):
+        read_sound(tmp_path / "it.wav")
 
 
 def test_spec_augment_hides_bands_and_stretches():

@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from zoo.data.formats.maps import SmallSample, write_image
-from zoo.data.vision.ade20k import ADE20K, MADE
+from zoo.data.synthetic.streets_and_rooms import CLASSES
+from zoo.data.vision.ade20k import ADE20K
 from zoo.errors import ZooError
 
 SAMPLE = SmallSample(train=8, val=2, test=4, size=48)
@@ -18,10 +19,10 @@ def test_made_data_have_the_published_layout(tmp_path):
     data.setup("fit")
     assert (tmp_path / "ade/annotations/training/ADE_train_00000008.png").is_file()
     assert (tmp_path / "ade/images/validation/ADE_val_00000004.jpg").is_file()
-    assert tuple(data.class_names) == MADE
+    assert tuple(data.class_names) == CLASSES
     batch = next(iter(data.train_dataloader()))
     assert batch["image"].shape == (4, 3, 48, 48) and batch["mask"].shape == (4, 48, 48)
-    assert set(batch["mask"].unique().tolist()) <= {*range(len(MADE)), 255}
+    assert set(batch["mask"].unique().tolist()) <= {*range(len(CLASSES)), 255}
 
 
 def test_label_0_is_other_and_pictures_keep_their_shape(tmp_path):

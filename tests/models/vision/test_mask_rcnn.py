@@ -5,7 +5,8 @@ import torch
 
 import zoo
 from zoo.data.formats.maps import SmallSample
-from zoo.data.vision.coco import COCO, MADE
+from zoo.data.synthetic.figures import CATEGORIES
+from zoo.data.vision.coco import COCO
 from zoo.errors import ZooError
 from zoo.models.vision.mask_rcnn import MaskRCNN
 from zoo.tasks._scores import numbers
@@ -118,7 +119,7 @@ def test_true_objects_have_full_precision(data):
 
 
 def test_layout(data, tmp_path):
-    assert tuple(data.class_names) == MADE
+    assert tuple(data.class_names) == tuple(CATEGORIES)
     content = json.loads((data.root / "annotations/instances_train2017.json").read_text())
     assert [c["id"] for c in content["categories"]] == [1, 4, 9]
     sample = data.source("train")[0]

@@ -114,6 +114,10 @@ def test_pairs_are_found(tmp_path):
     for sources in ([a], [a / "x.png"], [a, b / "x.png"], [a, b, a]):
         with pytest.raises(ZooError, match="give two pictures, before and after; two folders"):
             task.find_inputs(sources)
+    Image.new("RGB", (4, 4)).save(a / "x.tif")
+    with pytest.raises(ZooError, match="have one name, expected one of each"):
+        task.find_inputs([a, b])
+    (a / "x.tif").unlink()
     (b / "y.png").unlink()
     with pytest.raises(ZooError, match="1 stand in one of them only, such as 'y'"):
         task.find_inputs([a, b])

@@ -79,7 +79,7 @@ def test_single_frames_and_videos_without_depth(drives, tmp_path):
 
 def test_a_folder_is_a_video(drives, tmp_path):
     rng = np.random.default_rng(0)
-    paths = [tmp_path / f"frame{i}.png" for i in range(3)]
+    paths = [tmp_path / f"frame{i}.png" for i in (1, 2, 10)]
     for path in paths:
         Image.fromarray(rng.integers(0, 256, (18, 21, 3), np.uint8)).save(path)
     folder = tmp_path / "out"
@@ -88,11 +88,11 @@ def test_a_folder_is_a_video(drives, tmp_path):
     rows = module.predict_files(module.find_inputs(paths[::-1]), drives, folder)
     assert [row["file"] for row in rows] == [str(path) for path in paths]
     assert set(rows[0]) == {"file", "mean_depth", "prediction_error"}
-    with Image.open(folder / "0003_frame2_result.png") as picture:
+    with Image.open(folder / "0003_frame10_result.png") as picture:
         assert picture.size == (21, 18)
     Image.new("RGB", (8, 8)).save(paths[1])
     _, broken, after = module.predict_files(paths, drives, tmp_path)
-    assert re.search(r"frame1\.png: 8x8 pixels.*began with 21x18", broken["error"])
+    assert re.search(r"frame2\.png: 8x8 pixels.*began with 21x18", broken["error"])
     assert set(after) == set(rows[2]), "the video goes on behind a frame that does not fit"
 
 

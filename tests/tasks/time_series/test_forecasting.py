@@ -8,10 +8,10 @@ import torch
 import zoo
 from tests.tiny import ROOT
 from zoo.cli import Recipe, quiet
+from zoo.data.synthetic.series import made_series
 from zoo.data.time_series.forecasting import (
     Forecasting,
     SmallSeries,
-    made_series,
     read_series,
     write_series,
 )

@@ -23,7 +23,7 @@ from torchvision.transforms.v2 import functional as tf
 from zoo.data.formats.files import natural_sorted
 from zoo.data.formats.labels import read_labels
 from zoo.data.formats.maps import MapDataModule, SmallSample, read_image, write_image
-from zoo.data.vision import ade20k
+from zoo.data.synthetic import streets_and_rooms as made
 from zoo.losses.segmentation import IGNORE
 
 #: The classes that are scored, and their ids in the label files.
@@ -118,23 +118,23 @@ class Cityscapes(MapDataModule):
         return {"image": self.to_input(image), "mask": mask.long()}
 
     def make(self, folder: Path, sample: SmallSample) -> None:
-        """Draw the streets and rooms of :mod:`zoo.data.vision.ade20k`."""
-        ids = np.zeros(len(ade20k.MADE) + 1, np.uint8)
-        for made, name in (
-            (ade20k.SKY, "sky"),
-            (ade20k.BUILDING, "building"),
-            (ade20k.WINDOW, "building"),
-            (ade20k.TREE, "vegetation"),
-            (ade20k.GRASS, "terrain"),
-            (ade20k.WATER, "road"),
-            (ade20k.WALL, "wall"),
-            (ade20k.FLOOR, "sidewalk"),
+        """Draw the streets and rooms of :mod:`zoo.data.synthetic.streets_and_rooms`."""
+        ids = np.zeros(len(made.CLASSES) + 1, np.uint8)
+        for number, name in (
+            (made.SKY, "sky"),
+            (made.BUILDING, "building"),
+            (made.WINDOW, "building"),
+            (made.TREE, "vegetation"),
+            (made.GRASS, "terrain"),
+            (made.WATER, "road"),
+            (made.WALL, "wall"),
+            (made.FLOOR, "sidewalk"),
         ):
-            ids[made] = CLASSES[name]
+            ids[number] = CLASSES[name]
         rng = np.random.default_rng(sample.seed)
         for split, count in (("train", sample.train), ("val", max(sample.val, sample.test))):
             for number in range(count):
-                image, labels = ade20k.draw_scene(rng, sample.size)
+                image, labels = made.draw_scene(rng, sample.size)
                 name = f"made/made_{number:06d}_000019"
                 write_image(folder / "leftImg8bit" / split / f"{name}_leftImg8bit.png", image)
                 path = folder / "gtFine" / split / f"{name}_gtFine_labelIds.png"

@@ -9,26 +9,23 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from scipy.io import loadmat, savemat
+from scipy.io import savemat
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
-from skimage.draw import disk
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate
 from torchvision.transforms.v2 import functional as tf
 
-from zoo.data.formats.arrays import read_npy
+from zoo.data.formats.arrays import read_mat, read_npy
 from zoo.data.formats.files import natural_sorted, reading
 from zoo.data.formats.maps import MapDataModule, SmallSample, write_image
 from zoo.data.formats.pictures import read_picture
+from zoo.data.synthetic.discs import draw_discs
 from zoo.errors import ZooError
 
 #: Sizes of the network's maps are half of the image's.
 STRIDE = 2
-#: Radii of the made discs, and the period in pixels of the band that tells which of them count.
-RADII, PERIODS = (2, 4, 8), (4, 8, 16)
-BAND = 6
 
 
 class CrowdDataModule(MapDataModule):
@@ -167,8 +164,9 @@ class ShanghaiTech(CrowdDataModule):
     def read(self, item: Path) -> dict[str, Any]:
         """One picture and its points."""
         labels = item.parents[1] / "ground_truth" / f"GT_{item.stem}.mat"
+        info = read_mat(labels, "image_info", "a MATLAB file with image_info")
         with reading(labels, "a MATLAB file with image_info"):
-            points = loadmat(labels)["image_info"][0, 0][0, 0][0]
+            points = np.asarray(info[0, 0][0, 0][0], np.float64).reshape(-1, 2)
         return self.sample_of(item, points, None)
 
     def make(self, folder: Path, sample: SmallSample) -> None:
@@ -222,31 +220,6 @@ class UCFQNRF(CrowdDataModule):
                 write_image(folder / name / f"img_{i:04d}.jpg", image)
                 rows = np.column_stack([points, _mean_distance(points)])
                 np.save(folder / name / f"img_{i:04d}.npy", rows)
-
-
-def draw_discs(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Discs of three radii on noise; the period of a band at the left tells which radius counts.
-
-    Returns:
-        picture [size, size, 3] in 0..1, centres (x, y) of the discs that count [N, 2].
-    """
-    chosen = int(rng.integers(len(RADII)))
-    image = rng.uniform(0.3, 0.5, (size, size, 3))
-    stripes = (np.arange(size) // (PERIODS[chosen] // 2)) % 2
-    image[:, :BAND] = np.where(stripes, 0.95, 0.05)[:, None, None]
-    centres: list[tuple[float, float, int]] = []
-    for _ in range(200):
-        kind = int(rng.integers(len(RADII)))
-        radius = RADII[kind]
-        y = rng.uniform(radius, size - radius)
-        x = rng.uniform(BAND + radius + 2, size - radius)
-        if all(np.hypot(x - a, y - b) > radius + RADII[k] + 1 for a, b, k in centres):
-            centres.append((x, y, kind))
-            image[disk((y, x), radius, shape=(size, size))] = rng.uniform(0.75, 0.9)
-        if len(centres) >= rng.integers(8, 30):
-            break
-    points = np.array([(x, y) for x, y, kind in centres if kind == chosen], float)
-    return image, points.reshape(-1, 2)
 
 
 def _mean_distance(points: np.ndarray) -> np.ndarray:

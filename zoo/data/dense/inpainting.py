@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from skimage.draw import polygon
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -16,6 +15,7 @@ from torchvision.transforms import v2
 from zoo.data.formats.labels import read_mask
 from zoo.data.formats.maps import MapDataModule, SmallSample, read_image, write_image
 from zoo.data.formats.pictures import list_pictures, paired
+from zoo.data.synthetic.polygons import draw_holes, draw_polygons
 
 
 class Inpainting(MapDataModule):
@@ -86,38 +86,8 @@ class Inpainting(MapDataModule):
                 for name, picture in zip(_FOLDERS, draw_polygons(rng, sample.size), strict=True):
                     write_image(folder / split / name / f"{i:05d}.png", picture)
         for i in range(64):
-            mask = np.zeros((sample.size, sample.size), bool)
-            while mask.mean() < 0.25:
-                height, width = rng.integers(sample.size // 8, sample.size // 5, 2)
-                row, column = (
-                    rng.integers(0, sample.size - height),
-                    rng.integers(0, sample.size - width),
-                )
-                mask[row : row + height, column : column + width] = True
+            mask = draw_holes(rng, sample.size)
             write_image(folder / "masks" / f"{i:05d}.png", mask.astype(np.uint8) * 255)
 
 
 _FOLDERS = ("images", "structure")
-
-
-def draw_polygons(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Coloured polygons with a fine pattern each, and without.
-
-    Returns:
-        two pictures [size, size, 3] in 0..1.
-    """
-    flat = np.broadcast_to(rng.uniform(0.2, 0.8, 3), (size, size, 3)).copy()
-    pattern = np.zeros((size, size))
-    y, x = np.mgrid[:size, :size]
-    for _ in range(rng.integers(3, 6)):
-        angles = np.sort(rng.uniform(0, 2 * np.pi, rng.integers(3, 6)))
-        radius, middle = rng.uniform(0.2, 0.5) * size, rng.uniform(0.1, 0.9, 2) * size
-        place = polygon(
-            middle[0] + radius * np.sin(angles),
-            middle[1] + radius * np.cos(angles),
-            shape=(size, size),
-        )
-        flat[place] = rng.uniform(0.1, 0.9, 3)
-        kinds = ((x // 2) % 2, (y // 2) % 2, (x // 2 + y // 2) % 2, np.zeros_like(x))
-        pattern[place] = (kinds[rng.integers(4)] - 0.5)[place]
-    return np.clip(flat + 0.2 * pattern[..., None], 0, 1), flat

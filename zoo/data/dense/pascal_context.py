@@ -8,17 +8,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.io import loadmat, savemat
-from scipy.io.matlab import MatReadError
+from scipy.io import savemat
 from scipy.ndimage import laplace
 from skimage.morphology import thin
 from torch import Tensor
 
 from zoo.data.dense.multi_task import MultiTaskDataModule, read_normals
+from zoo.data.formats.arrays import read_mat
+from zoo.data.formats.files import reading
 from zoo.data.formats.labels import read_labels, read_mask
 from zoo.data.formats.maps import SmallSample, read_image, write_image
 from zoo.data.synthetic.mode_scenes import BACKGROUND, draw_modes
-from zoo.errors import ZooError
 from zoo.losses.segmentation import IGNORE
 
 #: Number of people among the classes of PASCAL VOC.
@@ -104,14 +104,18 @@ class PASCALContext(MultiTaskDataModule):
 
     def _parts(self, item: str, size: tuple[int, int]) -> Tensor:
         """Parts of people [H, W]; all unknown in a picture without any."""
-        objects = _load(self.root / "human_parts" / f"{item}.mat", "anno")["objects"]
+        path = self.root / "human_parts" / f"{item}.mat"
+        annotation = _load(path, "anno")
         parts = torch.full(size, IGNORE)
-        for one in objects if isinstance(objects, list) else [objects]:
-            listed = one["parts"] if one["class_ind"] == PERSON else []
-            for part in [listed] if isinstance(listed, dict) else list(listed):
-                if (parts == IGNORE).all():
-                    parts[:] = 0
-                parts[torch.from_numpy(part["mask"].astype(bool))] = GROUP[str(part["part_name"])]
+        with reading(path, "annotations of PASCAL-Part that fit the picture"):
+            objects = annotation["objects"]
+            for one in objects if isinstance(objects, list) else [objects]:
+                listed = one["parts"] if one["class_ind"] == PERSON else []
+                for part in [listed] if isinstance(listed, dict) else list(listed):
+                    if (parts == IGNORE).all():
+                        parts[:] = 0
+                    mask = torch.from_numpy(part["mask"].astype(bool))
+                    parts[mask] = GROUP[str(part["part_name"])]
         return parts
 
     def make(self, folder: Path, sample: SmallSample) -> None:
@@ -151,9 +155,4 @@ def _struct(**fields: Any) -> np.ndarray:
 
 def _load(path: Path, name: str) -> Any:
     """A variable of a Matlab file."""
-    try:
-        return loadmat(path, simplify_cells=True)[name]
-    except FileNotFoundError:
-        raise ZooError(f"{path} is missing, expected {PASCALContext.layout}") from None
-    except (KeyError, ValueError, OSError, NotImplementedError, MatReadError) as error:
-        raise ZooError(f"{path}: no readable Matlab file with {name}") from error
+    return read_mat(path, name, f"a Matlab file with {name}", simplify=True)

@@ -7,22 +7,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import skimage.data
 import torch
-from PIL import Image
 from torch import Tensor
 
 from zoo.data.formats.degradation import bicubic, real_esrgan
 from zoo.data.formats.maps import MapDataModule, SmallSample, read_image, write_image
 from zoo.data.formats.pictures import list_pictures, paired
+from zoo.data.synthetic.photographs import JUDGED, LEARNT, crops
 from zoo.errors import ZooError
-
-#: Colour pictures that come with scikit-image: those to learn from, and those to be judged on.
-LEARNT = (
-    "astronaut", "rocket", "immunohistochemistry", "stereo_motorcycle", "retina",
-    "hubble_deep_field",
-)  # fmt: skip
-JUDGED = ("coffee", "chelsea")
 
 
 class SuperResolution(MapDataModule):
@@ -142,18 +134,6 @@ class SuperResolution(MapDataModule):
             ("DIV2K_train_HR", LEARNT, sample.train),
             ("DIV2K_valid_HR", JUDGED, max(sample.val, sample.test)),
         ):
-            pictures = [_load(source) for source in sources]
-            for number in range(1, count + 1):
-                pixels = pictures[number % len(pictures)]
-                top, left = (int(rng.integers(0, s - sample.size + 1)) for s in pixels.shape[:2])
-                crop = pixels[top : top + sample.size, left : left + sample.size]
-                if sources is LEARNT:  # six pictures have few colours
-                    crop = crop[..., rng.permutation(3)]
+            made = crops(rng, sources, count, sample.size, recolour=sources is LEARNT)
+            for number, crop in enumerate(made, start=1):
                 write_image(folder / name / f"{number:04d}.png", crop)
-
-
-def _load(name: str) -> np.ndarray:
-    """One of scikit-image's pictures, RGB, at half its size, where there is more detail a pixel."""
-    loaded = getattr(skimage.data, name)()
-    pixels = loaded[0] if isinstance(loaded, tuple) else loaded
-    return np.asarray(Image.fromarray(pixels).convert("RGB").reduce(2))

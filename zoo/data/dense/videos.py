@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatch
@@ -17,7 +16,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import resize
 
-from zoo.data.formats.files import natural_sorted, numbered, reading
+from zoo.checkpoints.hdf5 import check_array, member, open_hdf5, read_array
+from zoo.data.formats.files import natural_key, natural_sorted, numbered
 from zoo.data.formats.labels import read_labels
 from zoo.data.formats.maps import MapDataModule, SmallSample, read_image, write_image
 from zoo.data.synthetic.lit_scenes import FRONTAL, OBLIQUE, draw_scene, render
@@ -232,8 +232,8 @@ class PredNetKITTI(VideoDataModule):
         """Runs of frames from one recording."""
         path = self.existing(self.root / f"X_{split}.hkl")
         sources = _read_names(self.existing(self.root / f"sources_{split}.hkl"))
-        with reading(path, _PACKED), h5py.File(path) as file:
-            count = len(_content(file, path))
+        with open_hdf5(path, _PACKED) as file:
+            count = len(_content(file))
         if count != len(sources):
             raise ZooError(f"{path} has {count} frames, but {len(sources)} sources are named")
         start = 0
@@ -245,8 +245,13 @@ class PredNetKITTI(VideoDataModule):
     def read_clip(self, clip: Clip) -> tuple[Tensor, Tensor]:
         """Read a slice of the array."""
         first = clip.video.start + clip.start
-        with reading(clip.video.path, _PACKED), h5py.File(clip.video.path) as file:
-            pixels = _content(file, clip.video.path)[first : first + self.length]
+        with open_hdf5(clip.video.path, _PACKED) as file:
+            pixels = read_array(_content(file), slice(first, first + self.length))
+        if pixels.ndim != 4 or pixels.shape[3] != 3 or pixels.dtype != np.uint8:
+            raise ZooError(
+                f"{clip.video.path}: {pixels.dtype} of {pixels.shape}, expected 8-bit frames "
+                "[N, H, W, 3]"
+            )
         frames = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
         return frames, torch.zeros(len(frames), *frames.shape[-2:])
 
@@ -278,23 +283,31 @@ def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
 _PACKED = "a file that hickle has written"
 
 
-def _content(file: h5py.File, path: Path) -> Any:
+def _content(file: h5py.File) -> Any:
     """What hickle stored, under the names of its versions to 3 and from 4 on."""
     for name in ("data_0", "data"):
-        if name in file:
-            return file[name]
-    raise ZooError(f"{path} holds neither data nor data_0, expected {_PACKED}")
+        if file.get(name, getlink=True) is not None:
+            return member(file, name)
+    raise ZooError(f"{file.filename} holds neither data nor data_0, expected {_PACKED}")
 
 
 def _read_names(path: Path) -> list[str]:
     """A list of strings; hickle from 4 on stores characters, and references to equal strings."""
-    with reading(path, _PACKED), h5py.File(path) as file:
-        content = _content(file, path)
+    with open_hdf5(path, _PACKED) as file:
+        content = _content(file)
         if isinstance(content, h5py.Group):
-            places = sorted(content, key=lambda name: int(re.sub(r"\D", "", name)))
-            values = [content[place][()] for place in places]
-            values = [file[v][()] if isinstance(v, h5py.Reference) else v for v in values]
+            places = sorted(content, key=natural_key)
+            values = [_value(file, member(content, place)) for place in places]
         else:
-            values = list(content[()])
+            values = list(_value(file, content))
         texts = [v.tobytes() if isinstance(v, np.ndarray | np.generic) else v for v in values]
         return [text.decode() if isinstance(text, bytes) else text for text in texts]
+
+
+def _value(file: h5py.File, dataset: h5py.Dataset) -> Any:
+    check_array(dataset)
+    value = dataset[()]
+    if isinstance(value, h5py.Reference):
+        check_array(file[value])
+        value = file[value][()]
+    return value

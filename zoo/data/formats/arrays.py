@@ -1,4 +1,4 @@
-"""NumPy's files, whose headers are compared with the bytes behind them before they are read."""
+"""NumPy's and Matlab's files: their headers are compared with the bytes behind them first."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import math
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from numpy.lib import format as npy
+from scipy.io import loadmat, whosmat
 
 from zoo.checkpoints.claims import check_claim
 from zoo.data.formats.files import reading
@@ -46,6 +47,26 @@ def read_npz(path: Path, names: Sequence[str], expected: str) -> list[np.ndarray
             with archive.open(entry) as file:
                 arrays.append(npy.read_array(file, allow_pickle=False))
     return arrays
+
+
+def read_mat(path: Path, name: str, expected: str, simplify: bool = False) -> Any:
+    """A variable of a Matlab file up to version 7.
+
+    Args:
+        path: the file.
+        name: of the variable.
+        expected: what messages say it should be.
+        simplify: structs become dictionaries, and arrays of one element that element.
+
+    Raises:
+        ZooError: it is missing, damaged, of another version, or lacks the variable.
+    """
+    with reading(path, expected):
+        sizes = {variable: shape for variable, shape, _ in whosmat(path)}
+        if name not in sizes:
+            raise ZooError(f"{path} holds no {name}, expected {expected}")
+        check_claim(path, 8 * math.prod(sizes[name]), name)
+        return loadmat(path, simplify_cells=simplify, variable_names=[name])[name]
 
 
 def _check_header(path: Path, file: IO[bytes], size: int, expected: str) -> None:

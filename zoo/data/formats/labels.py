@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from scipy.ndimage import maximum_filter, minimum_filter
 
 from zoo.data.formats.files import reading
-from zoo.data.formats.rasters import TIFF_SUFFIXES, open_tiff, rasterio
+from zoo.data.formats.pictures import open_picture
+from zoo.data.formats.rasters import TIFF_SUFFIXES, check_whole, open_tiff, rasterio
 from zoo.errors import ZooError
 from zoo.losses.segmentation import IGNORE
 
@@ -142,6 +142,7 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray | None, float | None]:
     expected = "a picture of labels"
     if path.suffix.lower() in TIFF_SUFFIXES and rasterio is not None:
         with open_tiff(path, expected) as dataset, reading(path, expected):
+            check_whole(path, dataset)
             values = dataset.read().transpose(1, 2, 0)
             palette = None
             if dataset.count == 1 and dataset.colorinterp[0].name == "palette":
@@ -149,7 +150,7 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray | None, float | None]:
                 for index, colour in dataset.colormap(1).items():
                     palette[index] = colour[:3]
             return values[..., 0] if dataset.count == 1 else values, palette, dataset.nodata
-    with reading(path, expected), Image.open(path) as picture:
+    with reading(path, expected), open_picture(path) as picture:
         values = np.asarray(picture)
         palette = None
         if picture.mode == "P":

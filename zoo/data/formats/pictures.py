@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin
 
+from zoo.checkpoints.claims import check_claim
 from zoo.data.formats.files import by_stem, natural_sorted
 from zoo.errors import ZooError
 
@@ -26,7 +30,7 @@ def read_picture(path: Path) -> Image.Image:
         ZooError: the file is missing, no picture, or broken; the message names it.
     """
     try:
-        with Image.open(path) as picture:
+        with open_picture(path) as picture:
             return to_rgb(picture)
     except FileNotFoundError:
         raise ZooError(f"{path}: no such file, expected a picture") from None
@@ -34,13 +38,30 @@ def read_picture(path: Path) -> Image.Image:
         raise ZooError(f"{path}: {error}") from error
     except Image.DecompressionBombError as error:
         raise ZooError(f"{path}: {error}") from error
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # what a broken file raises in there is not only OSError
         # Pillow's own messages repeat the path or speak of its internals
         size = Path(path).stat().st_size if Path(path).is_file() else 0
         what = "an empty file" if size == 0 else "not a readable picture, or a broken one"
         raise ZooError(
             f"{path}: {what} ({size:,} bytes), expected a picture such as PNG or JPEG"
         ) from error
+
+
+@contextmanager
+def open_picture(path: Path) -> Iterator[Image.Image]:
+    """Pillow's ``Image.open``, without its warning of large pictures: their pixels are compared
+    with the file instead.
+
+    Raises:
+        ZooError: the file cannot hold so many.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with Image.open(path) as picture:
+            pixels = picture.width * picture.height
+            if pixels > (Image.MAX_IMAGE_PIXELS or 0):
+                check_claim(path, 3 * pixels, f"{picture.width} x {picture.height} pixels")
+            yield picture
 
 
 def list_pictures(folder: Path) -> list[Path]:

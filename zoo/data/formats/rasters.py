@@ -16,10 +16,16 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from zoo.checkpoints.claims import check_claim
 from zoo.data.formats.pictures import is_alpha, read_picture
 from zoo.errors import ZooError
 
 TIFF_SUFFIXES = frozenset([".tif", ".tiff"])
+#: Pixels of a window that are only read if the file can hold them.
+LARGE_WINDOW = 2**26
+#: Bytes of a raster that are read however small the file is: LZW, Zstandard and CCITT pack blank
+#: pictures into next to nothing.
+SMALL_RASTER = 2**29
 #: Of values of more than 8 bits, what becomes black and white.
 PERCENTILES = (2, 98)
 
@@ -102,6 +108,8 @@ class TiffRaster:
         referenced = dataset.crs is not None
         self.crs = dataset.crs if referenced else None
         self.transform = dataset.transform if referenced else None
+        if not referenced:  # a map of it will be kept in memory
+            check_whole(path, dataset)
         self.bands = _bands(dataset, path, bands)
         self.dtype = str(np.result_type(*(dataset.dtypes[band - 1] for band in self.bands)))
         if np.dtype(self.dtype).kind not in "uif":
@@ -116,6 +124,8 @@ class TiffRaster:
     def read(self, top: int, left: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
         """A window."""
         window = Window(left, top, width, height)
+        if height * width > LARGE_WINDOW:
+            check_whole(self.path, self.dataset)
         with self._reading():
             pixels = self.dataset.read(self.bands, window=window)
             return self._to_8_bit(pixels), self._known(pixels, window=window)
@@ -237,6 +247,14 @@ def stretch(rasters: Sequence[Raster], value_range: tuple[float, float] | None) 
         "data.init_args.value_range sets a fixed range",
         ("values", deep[0].dtype, value_range),
     )
+
+
+def check_whole(path: Path, dataset: Any) -> None:
+    """Raise :class:`ZooError` if a file could not hold all the pixels that it says it has."""
+    size = dataset.height * dataset.width
+    claimed = size * sum(np.dtype(kind).itemsize for kind in dataset.dtypes)
+    what = f"a raster of {dataset.height} x {dataset.width} pixels"
+    check_claim(path, claimed, what, small=SMALL_RASTER)
 
 
 @contextmanager

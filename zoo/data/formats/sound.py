@@ -18,37 +18,78 @@ from transformers.audio_utils import mel_filter_bank
 from zoo.errors import ZooError
 
 RATE, WINDOW, HOP = 16_000, 400, 160
+#: Samples a second that a file may have; how many are read at a time; and how long a sound may be
+#: however small its file, and how many samples a byte may hold (Opus of silence has 320).
+RATES, BLOCK, SHORT_S, DENSEST = (1_000, 768_000), 2**20, 600, 400
 #: File endings that are taken for sound, lower case.
 SOUND_SUFFIXES = frozenset([".flac", ".mp3", ".oga", ".ogg", ".opus", ".wav"])
 
 
-def read_sound(source: Path | bytes, name: str | None = None) -> Tensor:
+def read_sound(
+    source: Path | bytes, name: str | None = None, start: float = 0.0, seconds: float | None = None
+) -> Tensor:
     """Read a sound file, or the bytes of one, as mono [S] at 16 kHz, about -1..1.
 
     Args:
         source: what to read.
         name: what messages call it, by default the path.
+        start, seconds: the part that is read; None: up to the end.
 
     Raises:
-        ZooError: it is missing, no sound, or shorter than a window of 25 ms.
+        ZooError: it is missing, no sound, shorter than a window of 25 ms, or far longer than its
+            bytes can hold.
     """
     name = name or str(source)
     if isinstance(source, Path) and not source.is_file():
         raise ZooError(f"{name}: no such file, expected a sound file")
+    size = len(source) if isinstance(source, bytes) else source.stat().st_size
     try:
-        samples, rate = soundfile.read(
-            io.BytesIO(source) if isinstance(source, bytes) else source,
-            dtype="float32",
-            always_2d=True,
-        )
-    except (soundfile.LibsndfileError, RuntimeError) as error:
+        opened = io.BytesIO(source) if isinstance(source, bytes) else source
+        with soundfile.SoundFile(opened) as file:
+            samples, rate = _samples(file, name, size, start, seconds), file.samplerate
+    except ZooError:
+        raise
+    except Exception as error:  # libsndfile's own, and Python's of odd headers
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ZooError(
-            f"{name}: not a readable sound file ({error}), expected WAV, FLAC, MP3, Ogg or Opus"
+            f"{name}: not a readable sound file ({reason}), expected WAV, FLAC, MP3, Ogg or Opus"
         ) from error
-    sound = change_rate(samples.mean(1), rate, RATE)
+    sound = change_rate(samples, rate, RATE)
     if len(sound) < WINDOW:
         raise ZooError(f"{name}: {len(sound) / RATE:.3f} s of sound, expected 0.025 s or more")
+    if not np.isfinite(sound).all():
+        raise ZooError(f"{name}: values that are not finite, expected a sound file")
     return torch.from_numpy(sound)
+
+
+def _samples(
+    file: soundfile.SoundFile, name: str, size: int, start: float, seconds: float | None
+) -> np.ndarray:
+    """Mono samples of a file of ``size`` bytes, block by block: its header may lie."""
+    low, high = RATES
+    if not low <= file.samplerate <= high:
+        raise ZooError(f"{name}: {file.samplerate} samples a second, expected {low} to {high}")
+    first = round(start * file.samplerate)
+    wanted = None if seconds is None else round(seconds * file.samplerate)
+    if first:
+        file.seek(min(first, file.frames))
+    longest = max(SHORT_S * file.samplerate, DENSEST * size)
+    blocks, length = [], 0
+    while wanted is None or length < wanted:
+        count = BLOCK // file.channels
+        block = file.read(
+            count if wanted is None else min(count, wanted - length), "float32", always_2d=True
+        )
+        if not len(block):
+            break
+        blocks.append(block.mean(1))
+        length += len(block)
+        if length > longest:
+            raise ZooError(
+                f"{name}: more than {length / file.samplerate / 60:,.0f} minutes in {size:,} "
+                "bytes: it is damaged, or made to fill the memory"
+            )
+    return np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
 
 
 def change_rate(samples: np.ndarray, before: int, after: int) -> np.ndarray:

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from zoo.data.base import DataModule, Source
 from zoo.data.formats.files import reading
+from zoo.data.formats.tokenizers import load_tokenizer, vocabulary_size
 from zoo.errors import ZooError
 from zoo.models.language._chat import vicuna_text
 
@@ -208,16 +209,11 @@ class Conversations(TextDataModule):
     @property
     def vocab_size(self) -> int:
         """Number of different tokens."""
-        return len(self._load_tokenizer())
+        return vocabulary_size(self._load_tokenizer(), self._tokenizer)
 
     def _load_tokenizer(self) -> PreTrainedTokenizerBase:
         if self.tokenizer is None:
-            try:
-                self.tokenizer = AutoTokenizer.from_pretrained(self._tokenizer)
-            except (OSError, ValueError) as error:
-                raise ZooError(
-                    f"data.init_args.tokenizer '{self._tokenizer}' cannot be loaded: {error}"
-                ) from error
+            self.tokenizer = load_tokenizer(self._tokenizer)
             if not self.tokenizer.is_fast:
                 raise ZooError(
                     f"data.init_args.tokenizer '{self._tokenizer}' does not say which characters "

@@ -1,4 +1,4 @@
-"""Conversations about pictures, in InternVL's layout; and a maker of small ones about colours."""
+"""Conversations about pictures, in InternVL's layout."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ import numpy as np
 import torch
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 
 from zoo.data.base import DataModule, Source
 from zoo.data.formats.maps import SmallSample, make_once
 from zoo.data.formats.pictures import read_picture
 from zoo.data.formats.tiles import tiles
+from zoo.data.formats.tokenizers import load_tokenizer
 from zoo.data.language.text import SPLITS
+from zoo.data.synthetic.colour_grids import ask, draw_grid, word_tokenizer
 from zoo.errors import ZooError
 
 LAYOUT = (
@@ -79,12 +80,7 @@ class VisualChat(DataModule):
         """The tokenizer; it must know the tokens of images and turns."""
         if self._tokenizer is None:
             place = self._tokenizer_source or str(self.root / "tokenizer")
-            try:
-                self._tokenizer = AutoTokenizer.from_pretrained(place)
-            except (OSError, ValueError) as error:
-                raise ZooError(
-                    f"data.init_args.tokenizer '{place}' cannot be loaded: {error}"
-                ) from error
+            self._tokenizer = load_tokenizer(place)
             known = self._tokenizer.get_vocab()
             missing = [
                 t for t in (START, END, IMAGE_START, IMAGE_TOKEN, IMAGE_END) if t not in known
@@ -188,8 +184,35 @@ class VisualChat(DataModule):
         return (image.clamp(0, 1) * 255).round().byte().numpy()
 
     def make(self, folder: Path, sample: SmallSample) -> None:
-        """Write colour grids and questions about them; see :func:`make_colour_grids`."""
-        make_colour_grids(folder, sample)
+        """Write colour grids: three conversations of five questions about each training picture,
+        one about the others; and a tokenizer of whole words."""
+        rng = np.random.default_rng(sample.seed)
+        (folder / "images").mkdir()
+        for split, count in (("train", sample.train), ("val", sample.val), ("test", sample.test)):
+            lines = []
+            for number in range(count):
+                picture, cells = draw_grid(rng, sample.size)
+                file = f"{split}_{number:05d}.png"
+                Image.fromarray(picture).save(folder / "images" / file)
+                order = rng.permutation(cells.size).tolist()
+                for start in (0, 5, 10) if split == "train" else (0,):
+                    turns = []
+                    for question, answer in ask(cells, order[start : start + 5]):
+                        turns += [_turn("human", question), _turn("gpt", answer)]
+                    turns[0]["value"] = f"{PLACE}\n{turns[0]['value']}"
+                    line = {"id": len(lines), "image": file, "conversations": turns}
+                    lines.append(json.dumps(line))
+            (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+            meta = {"root": "images", "annotation": f"{split}.jsonl", "repeat_time": 1}
+            meta["length"] = len(lines)
+            name = "meta" if split == "train" else split
+            (folder / f"{name}.json").write_text(json.dumps({"colour_grids": meta}, indent=2))
+        special = ["<pad>", START, END, IMAGE_START, IMAGE_TOKEN, IMAGE_END]
+        word_tokenizer(special, ["user", "assistant"]).save_pretrained(folder / "tokenizer")
+
+
+def _turn(speaker: str, text: str) -> dict[str, str]:
+    return {"from": speaker, "value": text}
 
 
 def normalised(tile: Image.Image) -> Tensor:
@@ -232,77 +255,3 @@ def _read_lines(path: Path, root: Path) -> list[dict[str, Any]]:
             turns[0] = (turns[0][0], f"{PLACE}\n" * len(images) + turns[0][1])
         found.append({"turns": turns, "images": [root / image for image in images]})
     return found
-
-
-COLOURS = {
-    "red": (214, 50, 50),
-    "green": (60, 160, 70),
-    "blue": (50, 90, 200),
-    "yellow": (235, 205, 60),
-    "purple": (140, 70, 170),
-    "white": (240, 240, 240),
-}
-GRID, QUESTIONS, CONVERSATIONS = 4, 5, 3
-
-
-def make_colour_grids(folder: Path, sample: SmallSample) -> None:
-    """Grids of 4 x 4 coloured cells, and conversations of five questions about a cell's colour.
-
-    Cells are named as on a chess board: columns a to d, rows 1 to 4 from the top. There are three
-    conversations about each training picture, one about the others.
-
-    Writes ``images``, JSON lines, ``meta.json``, ``val.json``, ``test.json`` and a ``tokenizer`` of
-    whole words.
-    """
-    random = np.random.default_rng(sample.seed)
-    names, shades = list(COLOURS), np.array(list(COLOURS.values()))
-    (folder / "images").mkdir()
-    for split, count in {"train": sample.train, "val": sample.val, "test": sample.test}.items():
-        lines = []
-        for number in range(count):
-            cells = random.integers(len(names), size=(GRID, GRID))
-            noise = random.normal(0, 6, (GRID, GRID, 3))
-            colours = (shades[cells] + noise).clip(0, 255).astype(np.uint8)
-            side = sample.size // GRID
-            file = f"{split}_{number:05d}.png"
-            picture = colours.repeat(side, axis=0).repeat(side, axis=1)
-            Image.fromarray(picture).save(folder / "images" / file)
-            order = random.permutation(GRID**2).tolist()
-            for part in range(CONVERSATIONS if split == "train" else 1):
-                turns = []
-                for cell in order[part * QUESTIONS : (part + 1) * QUESTIONS]:
-                    row, column = divmod(cell, GRID)
-                    turns += [
-                        {"from": "human", "value": f"{cell_name(row, column)} ?"},
-                        {"from": "gpt", "value": names[cells[row, column]]},
-                    ]
-                turns[0]["value"] = f"{PLACE}\n{turns[0]['value']}"
-                line = {"id": len(lines), "image": file, "conversations": turns}
-                lines.append(json.dumps(line))
-        (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
-        meta = {"root": "images", "annotation": f"{split}.jsonl", "repeat_time": 1}
-        meta["length"] = len(lines)
-        name = "meta" if split == "train" else split
-        (folder / f"{name}.json").write_text(json.dumps({"colour_grids": meta}, indent=2))
-    _word_tokenizer().save_pretrained(folder / "tokenizer")
-
-
-def cell_name(row: int, column: int) -> str:
-    """Such as "b3" for the second column of the third row."""
-    return f"{'abcd'[column]}{row + 1}"
-
-
-def _word_tokenizer() -> PreTrainedTokenizerFast:
-    special = ["<pad>", START, END, IMAGE_START, IMAGE_TOKEN, IMAGE_END]
-    cells = [cell_name(row, column) for row in range(GRID) for column in range(GRID)]
-    words = [*special, "<unk>", "user", "assistant", *cells, "?", *COLOURS]
-    vocabulary = {word: number for number, word in enumerate(words)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.add_special_tokens(special)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        unk_token="<unk>",
-        clean_up_tokenization_spaces=False,
-    )

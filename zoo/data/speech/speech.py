@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from zoo.data.base import DataModule, Source
-from zoo.data.formats.files import natural_sorted
+from zoo.data.formats.files import natural_sorted, reading
 from zoo.data.formats.maps import SmallSample, make_once
 from zoo.data.formats.sound import RATE, SpecAugment, change_speed, log_mel, read_sound
 from zoo.data.formats.transcripts import EOS, SOS, Tokens, check_alphabet, plain_text
@@ -43,11 +43,12 @@ class SmallSpeech(SmallSample):
 
 
 class Utterance(NamedTuple):
-    """A recording: what is said, how to read the sound [S], and a name of its own."""
+    """A recording: what is said, how to read the sound [S], a name of its own, and its file."""
 
     text: str
     read: Callable[[], Tensor]
     name: str
+    path: Path = Path()
 
 
 class SpeechDataModule(DataModule):
@@ -243,7 +244,7 @@ class LibriSpeech(_Folder):
             for line in table.read_text(encoding="utf-8").splitlines():
                 name, _, text = line.partition(" ")
                 path = table.parent / f"{name}.flac"
-                if split != "train" or _seconds(path) <= self.max_seconds:
+                if split != "train" or seconds_of(path) <= self.max_seconds:
                     yield Utterance(text, partial(read_sound, path), str(path))
 
     def write(self, folder: Path, split: str, spoken: Sequence[Spoken]) -> None:
@@ -354,9 +355,7 @@ def _row_sound(rows: Any, column: str, index: int) -> Tensor:
     return read_sound(source, f"row {index}")
 
 
-def _seconds(path: Path) -> float:
+def seconds_of(path: Path) -> float:
     """Length of a sound file, from its head."""
-    try:
+    with reading(path, "a sound file"):
         return soundfile.info(path).duration
-    except soundfile.LibsndfileError as error:
-        raise ZooError(f"{path}: not a readable sound file ({error})") from error

@@ -22,6 +22,7 @@ from torch import Tensor
 from zoo.data.base import DataModule, Source
 from zoo.data.formats.files import reading
 from zoo.data.formats.maps import make_once
+from zoo.data.synthetic.series import made_series
 from zoo.errors import ZooError
 
 #: Steps of training, validation and test: 12, 4 and 4 months of 30 days.
@@ -29,8 +30,6 @@ _MONTHS = np.array([12, 4, 4]) * 30 * 24
 _PER_HOUR = {"etth": 1, "ettm": 4}
 #: Shares of training and test elsewhere; validation has the rest.
 _TRAIN, _TEST = 0.7, 0.2
-#: Hours after which the made followers repeat.
-_DELAY = 20
 
 
 @dataclass
@@ -60,7 +59,8 @@ class Forecasting(DataModule):
         pred_len: T, steps of forecast: 96, 192, 336 or 720 in the benchmark.
         split: "etth" and "ettm" are 12, 4 and 4 months by hours and by quarters of an hour,
             "ratio" is 7:1:2; "auto" tells by the file's name.
-        sample: make a small series at ``path`` unless there is one, see :func:`made_series`.
+        sample: make a small series at ``path`` unless there is one, see
+            :mod:`zoo.data.synthetic.series`.
         kwargs: see :class:`DataModule`.
     """
 
@@ -178,27 +178,3 @@ def write_series(path: Path, table: pd.DataFrame) -> None:
     dates = pd.date_range("2016-07-01", periods=len(table), freq="h", name="date")
     dates = pd.Index(dates.strftime("%Y-%m-%d %H:%M:%S"), name="date")
     table.set_axis(dates).to_csv(path, float_format="%.5f")
-
-
-def made_series(hours: int, seed: int) -> pd.DataFrame:
-    """Seven variates under ETT's names, four of which only a look at another one forecasts well.
-
-    HUFL, HULL and MUFL are oscillations of their own that noise keeps going. MULL, LUFL, LULL and
-    OT repeat HUFL 20 hours later, with some noise.
-    """
-    random = np.random.default_rng(seed)
-    length = hours + _DELAY
-    noise = random.normal(size=(3, length))
-    own = np.zeros((3, length))
-    for t in range(2, length):
-        own[:, t] = 1.5 * own[:, t - 1] - 0.75 * own[:, t - 2] + noise[:, t]
-    own /= own.std(axis=1, keepdims=True)
-    later = np.roll(own[0], _DELAY)
-    columns = dict(zip(("HUFL", "HULL", "MUFL"), own, strict=True))
-    for name in ("MULL", "LUFL", "LULL", "OT"):
-        columns[name] = later + 0.1 * random.normal(size=length)
-    table = pd.DataFrame(columns)[_DELAY:]
-    scales = [(8.0, 3.0), (2.0, 1.5), (4.0, 2.0), (1.0, 1.0), (3.0, 1.0), (1.0, 0.5), (15.0, 8.0)]
-    for name, (mean, scale) in zip(table.columns, scales, strict=True):
-        table[name] = mean + scale * table[name]
-    return table.reset_index(drop=True)

@@ -16,8 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.ndimage import gaussian_filter
-from skimage.draw import ellipse
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torch.nn.functional import pad
@@ -29,12 +27,9 @@ from zoo.data.formats.crops import crop_place
 from zoo.data.formats.files import natural_sorted
 from zoo.data.formats.labels import read_labels
 from zoo.data.formats.maps import MapDataModule, SmallSample, read_image, write_image
+from zoo.data.synthetic.streets_and_rooms import CLASSES, draw_scene
 from zoo.errors import ZooError
 from zoo.losses.segmentation import IGNORE
-
-#: Classes of the made pictures.
-MADE = ("sky", "building", "tree", "grass", "water", "wall", "floor", "window", "picture")
-SKY, BUILDING, TREE, GRASS, WATER, WALL, FLOOR, WINDOW, PICTURE = range(1, len(MADE) + 1)
 
 
 class ADE20K(MapDataModule):
@@ -139,7 +134,7 @@ class ADE20K(MapDataModule):
         """Draw streets and rooms."""
         rng = np.random.default_rng(sample.seed)
         lines = ["Idx\tRatio\tTrain\tVal\tName"]
-        lines += [f"{i}\t0\t{sample.train}\t{sample.test}\t{n}" for i, n in enumerate(MADE, 1)]
+        lines += [f"{i}\t0\t{sample.train}\t{sample.test}\t{n}" for i, n in enumerate(CLASSES, 1)]
         (folder / "objectInfo150.txt").write_text("\n".join(lines) + "\n")
         for split, short, count in (
             ("training", "train", sample.train),
@@ -150,44 +145,3 @@ class ADE20K(MapDataModule):
                 name = f"ADE_{short}_{number:08d}"
                 write_image(folder / "images" / split / f"{name}.jpg", image)
                 write_image(folder / "annotations" / split / f"{name}.png", labels)
-
-
-def draw_scene(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """A street or a room.
-
-    Walls of rooms look like those of buildings and pictures like windows; what tells them apart is
-    at the rim: sky above and ground below, or a floor.
-
-    Returns:
-        picture [size, size, 3] in 0..1, and labels uint8 [size, size].
-    """
-    outside = rng.random() < 0.5
-    image, labels = np.empty((size, size, 3)), np.empty((size, size), np.uint8)
-
-    def paint(where: Any, label: int, colour: Sequence[float], spread: float = 0.06) -> None:
-        image[where] = np.array(colour) + rng.normal(0, spread, 3)
-        labels[where] = label
-
-    top, bottom = (int(size * share) for share in rng.uniform((0.06, 0.82), (0.2, 0.94)))
-    wall = BUILDING if outside else WALL
-    paint(np.s_[:], wall, rng.choice([(0.6, 0.5, 0.45), (0.7, 0.68, 0.6), (0.5, 0.5, 0.55)]))
-    for _ in range(rng.integers(2, 6)):
-        side = rng.integers(size // 9, size // 4, 2)
-        y, x = rng.integers(top, max(top + 1, bottom - side[0])), rng.integers(0, size - side[1])
-        frame = np.s_[y : min(y + side[0], bottom), x : x + side[1]]
-        paint(frame, WINDOW if outside else PICTURE, (0.35, 0.45, 0.6), 0.1)
-    if outside:
-        paint(np.s_[:top], SKY, (0.55, 0.7, 0.9))
-        ground, colour = (
-            (GRASS, (0.35, 0.5, 0.25)) if rng.random() < 0.5 else (WATER, (0.5, 0.65, 0.85))
-        )
-        paint(np.s_[bottom:], ground, colour)
-        for _ in range(rng.integers(0, 3)):
-            x, radius = rng.uniform(0, size), rng.uniform(0.08, 0.16) * size
-            crown = ellipse(bottom - 1.2 * radius, x, 1.3 * radius, radius, shape=labels.shape)
-            paint(crown, TREE, (0.25, 0.4, 0.2))
-    else:
-        paint(np.s_[bottom:], FLOOR, (0.5, 0.37, 0.25))
-    grain = gaussian_filter(rng.normal(size=labels.shape), 1) * 0.12
-    image += grain[..., None] * np.isin(labels, (TREE, GRASS, wall))[..., None]
-    return np.clip(image + rng.normal(0, 0.03, image.shape), 0, 1), labels

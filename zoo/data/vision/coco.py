@@ -19,19 +19,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from skimage.draw import disk, polygon
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as tf
 
 from zoo.data.formats.files import reading
 from zoo.data.formats.maps import MapDataModule, SmallSample, read_image, write_image
+from zoo.data.synthetic.figures import CATEGORIES, draw_figures
 from zoo.errors import ZooError
-
-#: Kinds of the made objects.
-MADE = ("disc", "square", "triangle")
-#: Numbers of COCO's categories have gaps; those of the made ones, too.
-_MADE_IDS = (1, 4, 9)
 
 
 class COCO(MapDataModule):
@@ -141,9 +136,7 @@ class COCO(MapDataModule):
     def make(self, folder: Path, sample: SmallSample) -> None:
         """Draw figures that overlap, on a textured ground."""
         rng = np.random.default_rng(sample.seed)
-        categories = [
-            {"id": number, "name": name} for number, name in zip(_MADE_IDS, MADE, strict=True)
-        ]
+        categories = [{"id": number, "name": name} for name, number in CATEGORIES.items()]
         for split, count in (("train", sample.train), ("val", max(sample.val, sample.test))):
             images, annotations = [], []
             for number in range(1, count + 1):
@@ -159,52 +152,3 @@ class COCO(MapDataModule):
             path.parent.mkdir(exist_ok=True)
             content = {"images": images, "annotations": annotations, "categories": categories}
             path.write_text(json.dumps(content))
-
-
-def draw_figures(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """One to four discs, squares and triangles of any colour, turned, later ones in front.
-
-    Returns:
-        picture [size, size, 3] in 0..1, and annotations of what can be seen of each, if that is at
-        least a quarter: ``category_id``, ``bbox``, ``area``, ``segmentation`` (run lengths).
-    """
-    from pycocotools.mask import encode
-
-    ground = rng.uniform(0.2, 0.8, 3)
-    picture = ground + rng.normal(0, 0.05, (size, size, 3))
-    owner, whole = np.full((size, size), -1), []
-    kinds = rng.integers(0, len(MADE), rng.integers(1, 5))
-    for i, kind in enumerate(kinds):
-        radius = rng.uniform(0.1, 0.24) * size
-        centre = rng.uniform(radius, size - radius, 2)
-        if MADE[kind] == "disc":
-            where = disk(centre, radius, shape=owner.shape)
-        else:
-            corners = 4 if MADE[kind] == "square" else 3
-            angles = rng.uniform(0, 2 * np.pi) + np.arange(corners) * 2 * np.pi / corners
-            rows, columns = centre[:, None] + radius * np.stack([np.sin(angles), np.cos(angles)])
-            where = polygon(rows, columns, shape=owner.shape)
-        colour = rng.uniform(0, 1, 3)
-        while np.abs(colour - ground).max() < 0.3:
-            colour = rng.uniform(0, 1, 3)
-        picture[where] = colour + rng.normal(0, 0.05, (len(where[0]), 3))
-        owner[where] = i
-        whole.append(len(where[0]))
-    objects = []
-    for i, kind in enumerate(kinds):
-        seen = owner == i
-        if seen.sum() < whole[i] / 4:
-            continue
-        encoded = encode(np.asfortranarray(seen, np.uint8))
-        rows, columns = np.nonzero(seen)
-        left, top = int(columns.min()), int(rows.min())
-        box = [left, top, int(columns.max()) + 1 - left, int(rows.max()) + 1 - top]
-        objects.append(
-            {
-                "category_id": _MADE_IDS[kind],
-                "bbox": box,
-                "area": int(seen.sum()),
-                "segmentation": {"size": [size, size], "counts": encoded["counts"].decode()},
-            }
-        )
-    return np.clip(picture, 0, 1), objects

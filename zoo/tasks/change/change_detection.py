@@ -173,12 +173,17 @@ class ChangeTask(DenseTask):
                 f"{sources[0]} and {sources[1]} hold different names: {len(lonely)} stand in one "
                 f"of them only, such as '{lonely[0]}'"
             )
-        return [(before[name], after[name]) for name in sorted(before)]
+        return [(before[name], after[name]) for name in before]
 
     def _by_name(self, folder: Path) -> dict[str, Path]:
         """Pictures below a folder by their paths in it, without ending."""
-        found = super().find_inputs([folder])
-        return {str(path.relative_to(folder).with_suffix("")): path for path in found}
+        named: dict[str, Path] = {}
+        for path in super().find_inputs([folder]):
+            name = str(path.relative_to(folder).with_suffix(""))
+            if name in named:
+                raise ZooError(f"{path} and {named[name].name} have one name, expected one of each")
+            named[name] = path
+        return named
 
     @override
     def describe(self, source: Pair) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from zoo.data.base import DataModule
 from zoo.data.dense.videos import VideoDataModule
+from zoo.data.formats.files import natural_sorted
 from zoo.data.formats.pictures import read_picture
 from zoo.errors import ZooError
 from zoo.layers.sizes import pad_to_multiple
@@ -177,7 +178,7 @@ class VideoDepth(DenseTask):
 
     def find_inputs(self, sources: Sequence[Path]) -> Sequence[Path]:
         """Pictures of one folder are the frames of one video, in the order of their names."""
-        return sorted(super().find_inputs(sources), key=lambda path: (path.parent, path))
+        return natural_sorted(super().find_inputs(sources))
 
     def begin_prediction(self, data: DataModule) -> None:
         """Forget an earlier video."""
