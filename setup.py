@@ -4,7 +4,10 @@ Environment:
     ZOO_CUDA=0              leave the CUDA part out; ZOO_CUDA=1: fail if it cannot be built
     TORCH_CUDA_ARCH_LIST    GPU architectures; default: of the GPUs that are here, else 8.0+PTX
     MAX_JOBS                compilers at the same time
-    ZOO_SANITIZE=address    build the CPU part for AddressSanitizer
+    ZOO_SANITIZE=address,undefined
+                            build the CPU part for these sanitizers; the first thing they find
+                            ends the process (CONTRIBUTING.md has the command)
+    ZOO_DEBUG_KERNELS=1     the CUDA part looks at the numbers in index tensors, and waits for it
 """
 
 from __future__ import annotations
@@ -117,10 +120,12 @@ def extensions() -> list:
     if torch_version() >= (2, 10):
         cxx.append("-DTORCH_TARGET_VERSION=0x020a000000000000")
     link = []
-    sanitizer = os.environ.get("ZOO_SANITIZE")
-    if sanitizer:
-        flags = [f"-fsanitize={sanitizer}", "-fno-omit-frame-pointer", "-g"]
-        cxx, link = cxx + flags, flags
+    if os.environ.get("ZOO_DEBUG_KERNELS") == "1":
+        cxx.append("-DZOO_DEBUG_KERNELS")
+    sanitizers = os.environ.get("ZOO_SANITIZE")
+    if sanitizers:
+        link = [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
+        cxx += [*link, "-fno-omit-frame-pointer", "-g", "-O1"]
     built = [
         CppExtension(
             "zoo._C",

@@ -5,6 +5,10 @@
 
 #include "common/simd.h"
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+
 namespace zoo::ZOO_CPU {
 
 // Used in two rounds with the same calls of take(): the first only counts, then allocate(), then the
@@ -20,6 +24,10 @@ class Arena {
   S* take(int64_t count) {
     S* const piece = data_ ? reinterpret_cast<S*>(data_ + used_) : nullptr;
     used_ += (static_cast<size_t>(count) * sizeof(S) + kAlign - 1) / kAlign * kAlign;
+#if defined(__SANITIZE_ADDRESS__)  // so that a piece cannot be left for the next one unnoticed
+    if (data_) __asan_poison_memory_region(data_ + used_, kAlign);
+    used_ += kAlign;
+#endif
     return piece;
   }
 

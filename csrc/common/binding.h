@@ -10,6 +10,7 @@
 #include <tuple>
 #include <vector>
 
+#include "common/cpu_fork.h"
 #include "common/dtype.h"
 #include "common/threads.h"
 
@@ -85,20 +86,19 @@ inline Tensor new_empty_strided(const Tensor& like, const std::vector<int64_t>& 
 
 inline bool grad_mode() { return aoti_torch_grad_mode_is_enabled(); }
 
-// Whether it has come out of something that autograd has recorded.
-inline bool has_history(const Tensor& t) {
-  StableIValue stack[] = {torch::stable::detail::from(t)};
-  ZOO_CHECK(torch_call_dispatcher("aten::is_leaf", "", stack, TORCH_ABI_VERSION) == 0,
-            "PyTorch does not say whether a tensor is a leaf");
-  return !torch::stable::detail::to<bool>(stack[0]);
-}
-
-// Autograd learns that `t` changes, from an in-place operation on none of its elements, which also refuses
-// a leaf that requires a gradient.
-inline void bump_version(const Tensor& t) {
+// Tells autograd that `t` is about to change, with an in-place operation on none of its elements. False if
+// it requires a gradient, which autograd could not give then.
+inline bool tell_autograd(const Tensor& t) {
   Tensor whole = t;
   Tensor nothing = torch::stable::narrow(whole, 0, 0, 0);
+  if (aoti_torch_grad_mode_is_enabled()) {
+    // the stable ABI does not say whether a tensor requires a gradient, but then no view of it is a leaf
+    StableIValue stack[] = {torch::stable::detail::from(nothing)};
+    const bool asked = torch_call_dispatcher("aten::is_leaf", "", stack, TORCH_ABI_VERSION) == 0;
+    if (asked && !torch::stable::detail::to<bool>(stack[0])) return false;
+  }
   torch::stable::zero_(nothing);
+  return true;
 }
 
 // f(begin, end) on PyTorch's own threads.
@@ -148,9 +148,11 @@ inline Tensor new_empty_strided(const Tensor& like, const std::vector<int64_t>& 
 inline int64_t device_type(const Tensor& t) { return static_cast<int64_t>(t.device().type()); }
 inline int64_t storage_bytes(const Tensor& t) { return static_cast<int64_t>(t.storage().nbytes()); }
 
-inline bool grad_mode() { return at::GradMode::is_enabled(); }
-inline bool has_history(const Tensor& t) { return !t.is_leaf(); }
-inline void bump_version(const Tensor& t) { t.narrow(0, 0, 0).zero_(); }
+inline bool tell_autograd(const Tensor& t) {
+  if (at::GradMode::is_enabled() && t.requires_grad()) return false;
+  t.narrow(0, 0, 0).zero_();
+  return true;
+}
 
 // f(begin, end) on PyTorch's own threads.
 template <class F>
@@ -166,8 +168,13 @@ inline int64_t num_threads() { return at::get_num_threads(); }
 
 namespace zoo {
 
-// PyTorch's own threads, for kernels.
+// PyTorch's own threads, for kernels; after a fork only the calling one.
 inline Threads threads() {
+  if (are_threads_lost()) {
+    return {1, [](int64_t tasks, Threads::Body body, const void* context) {
+              if (tasks > 0) body(context, 0, tasks);
+            }};
+  }
   return {num_threads(), [](int64_t tasks, Threads::Body body, const void* context) {
             parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) { body(context, begin, end); });
           }};

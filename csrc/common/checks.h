@@ -176,9 +176,8 @@ class Checks {
       ZOO_CHECK(!other || is_apart(t, *other), op_, ": ", name,
                 " is overwritten, but shares memory with another argument; pass a copy of one");
     }
-    ZOO_CHECK(!(grad_mode() && has_history(t)), op_, ": ", name,
+    ZOO_CHECK(tell_autograd(t), op_, ": ", name,
               " requires a gradient, which overwriting it would lose; use torch.no_grad() or a copy");
-    bump_version(t);
   }
 
  private:

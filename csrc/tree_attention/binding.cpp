@@ -25,7 +25,7 @@ void check_values(const char* op, const std::string& wrong) {
   ZOO_CHECK(wrong.empty(), op, ": ", wrong);
 }
 
-#if defined(ZOO_CUDA) && defined(ZOO_DEBUG)
+#if defined(ZOO_CUDA) && defined(ZOO_DEBUG_KERNELS)
 // Copies of index tensors where the CPU can read them. It waits for the device, hence not in every build.
 class OnCpu {
  public:
@@ -93,7 +93,7 @@ Tensor tree_attention(const Tensor& q, const Tensor& k, const Tensor& v, const T
   }
 #ifndef ZOO_CUDA
   check_values(op, wrong_values(call));
-#elif defined(ZOO_DEBUG)
+#elif defined(ZOO_DEBUG_KERNELS)
   OnCpu copy;
   TreeAttention seen = call;
   seen.kv_len = copy(kv_len);
@@ -137,7 +137,7 @@ void commit_path(const Tensor& cache, const Tensor& kv_len, const Tensor& path, 
   };
 #ifndef ZOO_CUDA
   check_values(op, wrong_values(call));
-#elif defined(ZOO_DEBUG)
+#elif defined(ZOO_DEBUG_KERNELS)
   OnCpu copy;
   CommitPath seen = call;
   seen.kv_len = copy(kv_len);

@@ -1,4 +1,7 @@
-"""Runs test_cuda.py without a GPU: g++ compiles the CUDA kernels for the emulation beside this."""
+"""Runs test_cuda.py and test_cuda_tree.py without a GPU.
+
+g++ compiles the CUDA kernels for the emulation beside this.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +73,8 @@ def test_kernels(library, order):
         "ZOO_EMULATION_ORDER": order,
         "OMP_NUM_THREADS": "1",
     }
-    arguments = ["-q", "-p", "no:cacheprovider", str(EMULATION.with_name("test_cuda.py"))]
+    tests = [str(EMULATION.with_name(name)) for name in ("test_cuda.py", "test_cuda_tree.py")]
+    arguments = ["-q", "-p", "no:cacheprovider", *tests]
     result = subprocess.run(
         [sys.executable, "-m", "pytest", *arguments],
         cwd=ROOT,

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from zoo.decoding.tree import Tree, ancestor_matrix, batch_parents
+from zoo.errors import ZooError
 from zoo.ops.tree_attention import (
     commit_path,
     pack_ancestors,
@@ -198,6 +199,119 @@ def test_every_cpu_variant_agrees(capability: str, dtype, monkeypatch) -> None:
             torch.testing.assert_close(
                 out.double(), expected, atol=DTYPES[dtype], rtol=DTYPES[dtype]
             )
+
+
+OUTSIDE = [
+    dict(kv_len=torch.tensor([64, 5])),
+    dict(kv_len=torch.tensor([-1, 5])),
+    dict(kv_len=torch.tensor([2**62, 5])),
+    dict(tree_start=torch.tensor([-1, 5])),
+    dict(tree_start=torch.tensor([21, 25])),
+    dict(tree_start=torch.tensor([2**63 - 1, -(2**63)])),
+    dict(anc_bits=torch.full((2, 9, 1), -(2**63))),
+    dict(anc_bits=torch.full((2, 9, 3), 1)),
+]
+
+
+@pytest.mark.parametrize("change", OUTSIDE, ids=str)
+def test_slots_outside_of_the_cache_are_refused(change) -> None:
+    """By the kernel, by the reference, and by the reference inside of a graph."""
+    _, q, k, v, kv_len, bits = case()  # 33 slots
+    if change.get("anc_bits", bits).shape[2] == 3:
+        change = change | dict(tree_start=torch.tensor([-64, -64]))
+    arguments = dict(q=q, k=k, v=v, kv_len=kv_len, anc_bits=bits) | change
+    with pytest.raises(ZooError, match=r"tree_attention: (kv_len|tree_start) of sequence"):
+        tree_attention(**arguments)
+    arguments["q"] = q.clone().requires_grad_()
+    compiled = torch.compile(tree_attention, fullgraph=True, backend="aot_eager")
+    for function in (tree_attention, compiled):
+        with pytest.raises(RuntimeError, match=r"tree_attention: (kv_len|tree_start)"):
+            function(**arguments)
+
+
+@pytest.mark.parametrize("page, used", [(4, True), (-1, True), (10**9, True), (10**9, False)])
+def test_pages_that_do_not_exist_are_refused_where_they_are_used(page: int, used: bool) -> None:
+    _, q, k, v, kv_len, bits = case(batch=1, prefix=(21,))
+    k, v = (t[:, :, :32].unflatten(2, (4, 8))[0].transpose(0, 1).contiguous() for t in (k, v))
+    table = torch.tensor([[0, 1, 2, 3, page]])
+    if used:
+        table[0, 1] = page
+    arguments = (q, k, v, kv_len, bits)
+    reference = (*arguments, kv_len, table, 0.25, 0)
+    if not used:
+        out = tree_attention(*arguments, block_table=table)
+        torch.testing.assert_close(out, tree_attention_reference(*reference))
+        return
+    with pytest.raises(ZooError, match="block_table of sequence 0"):
+        tree_attention(*arguments, block_table=table)
+    with pytest.raises(RuntimeError, match="block_table"):
+        tree_attention_reference(*reference)
+
+
+@pytest.mark.parametrize("window", [0, 1, 3, 10])
+@pytest.mark.parametrize("start", [0, 3, 18])
+def test_a_tree_inside_of_the_prefix_is_seen_once(start: int, window: int) -> None:
+    _, q, k, v, kv_len, bits = case(batch=1, prefix=(21,))
+    starts = torch.tensor([start])
+    out = tree_attention(q, k, v, kv_len, bits, tree_start=starts, window=window)
+    reference = tree_attention_reference(q, k, v, kv_len, bits, starts, None, 0.25, window)
+    torch.testing.assert_close(out, reference, atol=1e-5, rtol=1e-5)
+
+
+def test_nodes_that_no_query_sees_are_not_read() -> None:
+    """Of nine nodes the last two are asked; what is between may never have been written."""
+    _, q, k, v, kv_len, bits = case(dtype=torch.float32, dim=32)
+    seen = unpack_ancestors(bits[:, 7:], 64).any(1)  # [B, 64]
+    assert not seen[:, :9].all()
+    expected = tree_attention(q[:, :, 7:], k, v, kv_len, bits[:, 7:])
+    k, v = k.clone(), v.clone()
+    for row, length in enumerate(kv_len.tolist()):
+        unseen = length + (~seen[row, :9]).nonzero()[:, 0]
+        k[row, :, unseen] = v[row, :, unseen] = float("nan")
+    assert torch.equal(tree_attention(q[:, :, 7:], k, v, kv_len, bits[:, 7:]), expected)
+
+
+@pytest.mark.parametrize("change", [
+    dict(n=torch.tensor([5, 2])), dict(n=torch.tensor([-1, 2])), dict(n=torch.tensor([2**40, 0])),
+    dict(kv_len=torch.tensor([31, 5])), dict(kv_len=torch.tensor([-1, 5])),
+    dict(path=torch.tensor([[0, 2, 5, 12], [0, 7, 0, 0]])),
+    dict(path=torch.tensor([[0, 2, 5, 2**62], [0, 7, 0, 0]])),
+    dict(path=torch.tensor([[-1, 2, 5, 8], [0, 7, 0, 0]])),
+    dict(path=torch.tensor([[0, 5, 2, 8], [0, 7, 0, 0]])),
+    dict(tree_start=torch.tensor([-1, 5])), dict(tree_start=torch.tensor([2**63 - 1, 5])),
+], ids=str)  # fmt: skip
+def test_paths_outside_of_the_cache_are_refused(change) -> None:
+    _, _, k, v, kv_len, _ = case()  # 33 slots
+    path, count = torch.tensor([[0, 2, 5, 8], [0, 7, 0, 0]]), torch.tensor([4, 2])
+    arguments = dict(kv_len=kv_len, path=path, n=count) | change
+    kept_k, kept_v = k.clone(), v.clone()
+    with pytest.raises(ZooError, match="commit_path"):
+        commit_path(kept_k, kept_v, **arguments)
+    wide = torch.cat([k, k], -1)[..., ::2]  # goes to the reference
+    with pytest.raises(RuntimeError, match="commit_path"):
+        commit_path(wide, wide.clone(), **arguments)
+    assert torch.equal(kept_k, k) and torch.equal(kept_v, v)
+
+
+def test_keys_and_values_may_differ_in_width_alone() -> None:
+    _, _, k, v, kv_len, _ = case()
+    path, count = torch.tensor([[0, 2], [0, 3]]), torch.tensor([2, 2])
+    commit_path(k.clone(), v[..., :4].clone(), kv_len, path, count)
+    for values in (v[:, :1], v[:, :, :4], v[:1]):
+        with pytest.raises(ZooError, match="same B, H and S"):
+            commit_path(k.clone(), values.clone(), kv_len, path, count)
+
+
+@pytest.mark.parametrize("start", [0, 2, 5, 9])
+def test_a_path_may_move_up(start: int) -> None:
+    """A tree that begins inside of the prefix."""
+    cache = torch.arange(16.0)[None, None, :, None].repeat(1, 2, 1, 3)
+    kv_len, starts = torch.tensor([5]), torch.tensor([start])
+    path, count = torch.tensor([[0, 1, 2, 4, 6]]), torch.tensor([5])
+    expected = cache.clone()
+    expected[:, :, 5:10] = cache[:, :, start + path[0]]
+    commit_path(cache, cache.clone(), kv_len, path, count, starts)
+    assert torch.equal(cache, expected)
 
 
 def test_wrong_shapes_are_refused() -> None:

@@ -22,6 +22,7 @@ class Arguments:
     def __init__(self, op: str, name: str, main: Tensor) -> None:
         self.op, self.main = op, main
         self.that(main.layout == torch.strided, f"{name} has layout {main.layout}")
+        self.that(_has_memory(main), f"{name} has no memory behind it")
 
     def that(self, holds: bool, otherwise: str) -> None:
         """Raise :class:`ZooError` unless ``holds``."""
@@ -64,6 +65,7 @@ class Arguments:
             f"{name} is {t.dtype} {list(t.shape)} on {t.device}, expected {dtype} {sizes} on "
             f"{self.main.device}",
         )
+        self.that(_has_memory(t), f"{name} has no memory behind it")
 
     def plain(
         self, name: str, t: Tensor | None, shape: Sequence[int | None], dtype: torch.dtype
@@ -89,6 +91,11 @@ class Arguments:
             not any(o is not None and _shares_memory(t, o) for o in others),
             f"{name} is overwritten, but shares memory with another argument; pass a copy of one",
         )
+        self.that(
+            not (torch.is_grad_enabled() and t.requires_grad),
+            f"{name} requires a gradient, which overwriting it would lose; use torch.no_grad() or "
+            "a copy",
+        )
 
 
 def _overlaps_itself(t: Tensor) -> bool:
@@ -103,15 +110,27 @@ def _overlaps_itself(t: Tensor) -> bool:
     return False
 
 
+def _is_real(t: Tensor) -> bool:
+    """Whether there is memory to ask about."""
+    fake = isinstance(t, torch._subclasses.FakeTensor)
+    return not fake and t.device.type != "meta" and not torch.compiler.is_compiling()
+
+
+def _extent(t: Tensor) -> int:
+    """Elements from the first to the last."""
+    return sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True)) + 1
+
+
+def _has_memory(t: Tensor) -> bool:
+    """Storage can be taken away, and is where parameters are sharded."""
+    if t.layout != torch.strided or not _is_real(t) or not t.numel():
+        return True
+    end = (t.storage_offset() + _extent(t)) * t.element_size()
+    return end <= t.untyped_storage().nbytes()
+
+
 def _shares_memory(a: Tensor, b: Tensor) -> bool:
-    if "meta" in (a.device.type, b.device.type) or not (a.numel() and b.numel()):
+    if not (_is_real(a) and _is_real(b) and a.numel() and b.numel()):
         return False
-    if torch.compiler.is_compiling() or isinstance(a, torch._subclasses.FakeTensor):
-        return False  # without memory
-
-    def extent(t: Tensor) -> tuple[int, int]:
-        last = sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
-        return t.data_ptr(), t.data_ptr() + (last + 1) * t.element_size()
-
-    (first, end), (other_first, other_end) = extent(a), extent(b)
-    return first < other_end and other_first < end
+    end, other_end = (t.data_ptr() + _extent(t) * t.element_size() for t in (a, b))
+    return a.data_ptr() < other_end and b.data_ptr() < end

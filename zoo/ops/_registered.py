@@ -154,6 +154,7 @@ def selective_state_update(
     given = Arguments("selective_state_update", "x", x)
     given.is_float("x", x)
     given.is_float("state", state)
+    given.fits("state", state, state.shape, state.dtype)
     given.that(
         state.dtype == x.dtype or torch.float32 in (state.dtype, x.dtype),
         f"state is {state.dtype} and x {x.dtype}; they must be the same, or one of them float32",

@@ -313,11 +313,12 @@ def _reference_backward(
         )
         wanted = [t for t in leaves if t is not None]
         found = iter(torch.autograd.grad(out, wanted, dout))
-    nothing = weight.new_empty(0) if bias is None else x.new_empty(0)
-    dx, dweight, dbias, dinitial = (
-        nothing if t is None else next(found).contiguous() for t in leaves
-    )
-    return _like(x).copy_(dx), dweight, dbias, dinitial
+    dx, dweight, dbias, dinitial = (None if t is None else next(found) for t in leaves)
+    grads = _gradients(dout, x, weight, bias, seq_idx, initial_states, silu)
+    for grad, computed in zip(grads, (dx, dweight, dbias, dinitial), strict=True):
+        if computed is not None:
+            grad.copy_(computed)
+    return grads
 
 
 def _reference_update(
@@ -341,7 +342,7 @@ def _like(x: Tensor) -> Tensor:
     return x.new_empty(B, D, L)
 
 
-def _fake_backward(
+def _gradients(
     dout: Tensor,
     x: Tensor,
     weight: Tensor,
@@ -350,6 +351,7 @@ def _fake_backward(
     initial_states: Tensor | None,
     silu: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Memory for all gradients; without elements for what is absent."""
     dbias = weight.new_empty(0) if bias is None else torch.empty_like(bias)
     dinitial = x.new_empty(0) if initial_states is None else x.new_empty(initial_states.shape)
     return _like(x), weight.new_empty(weight.shape), dbias, dinitial
@@ -365,7 +367,7 @@ register(
     "causal_conv1d_backward",
     check=_registered.causal_conv1d_backward,
     reference=_reference_backward,
-    fake=_fake_backward,
+    fake=_gradients,
 )
 register(
     "causal_conv1d_update",

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.errors import ZooError
-from zoo.ops._checks import FLOATS
+from zoo.ops._checks import Arguments
 from zoo.ops._library import register
 
 ORDERS = ("cross2d", "atrous")
@@ -112,7 +112,7 @@ def _check_scan(x: Tensor, atrous: bool) -> None:
             "cross_scan: x must be [batch, channels, height, width], none of the last three 0, "
             f"got {list(x.shape)}"
         )
-    _check_dtype("cross_scan", "x", x)
+    Arguments("cross_scan", "x", x).is_float("x", x)
 
 
 def _check_merge(ys: Tensor, height: int, width: int, atrous: bool) -> None:
@@ -124,14 +124,7 @@ def _check_merge(ys: Tensor, height: int, width: int, atrous: bool) -> None:
             f"cross_merge: for a map of {height} x {width} and order '{_order(atrous)}', ys must "
             f"be [batch, {ways}, channels, {length}], got {list(ys.shape)}"
         )
-    _check_dtype("cross_merge", "ys", ys)
-
-
-def _check_dtype(op: str, name: str, t: Tensor) -> None:
-    if t.dtype not in FLOATS:
-        raise ZooError(f"{op}: {name} must be float32, bfloat16, float16 or float64, got {t.dtype}")
-    if t.layout != torch.strided:
-        raise ZooError(f"{op}: {name} must be an ordinary (strided) tensor, got {t.layout}")
+    Arguments("cross_merge", "ys", ys).is_float("ys", ys)
 
 
 def _order(atrous: bool) -> str:

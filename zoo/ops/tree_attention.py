@@ -77,7 +77,7 @@ def tree_attention(
         ZooError: shapes, dtypes or devices that do not fit together; on a CPU also ``kv_len``, a
             node that somebody sees or ``block_table`` outside of the cache. On CUDA, where to look
             would mean to wait, such a slot is left out and such a page is the last one; a library
-            built with ``ZOO_DEBUG=1`` looks there too.
+            built with ``ZOO_DEBUG_KERNELS=1`` looks there too.
 
     A slot that no query sees is not read.
 
@@ -95,7 +95,11 @@ def tree_attention(
     q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
     lengths = (t.contiguous() for t in (kv_len, anc_bits, tree_start))
     table = None if block_table is None else block_table.contiguous()
-    return torch.ops.zoo.tree_attention(q, k, v, *lengths, table, scale, window)
+    try:
+        return torch.ops.zoo.tree_attention(q, k, v, *lengths, table, scale, window)
+    except RuntimeError as error:
+        _raise_users_error(error)
+        raise
 
 
 def tree_attention_reference(
@@ -186,10 +190,20 @@ def commit_path(
     _check_commit(k, kv_len, path, n, start)
     arguments = [t.contiguous() for t in (kv_len, path, n, start)]
     for cache in (k, v):
-        if cache.stride(-1) == 1:
-            torch.ops.zoo.commit_path(cache, *arguments)
-        else:
+        if cache.stride(-1) != 1:
             commit_path_reference(cache, *arguments)
+            continue
+        try:
+            torch.ops.zoo.commit_path(cache, *arguments)
+        except RuntimeError as error:
+            _raise_users_error(error)
+            raise
+
+
+def _raise_users_error(error: RuntimeError) -> None:
+    """What the kernel has found in the index tensors is for the user to put right."""
+    if str(error).startswith(("tree_attention: ", "commit_path: ")):
+        raise ZooError(str(error)) from None
 
 
 def commit_path_reference(
