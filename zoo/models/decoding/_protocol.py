@@ -13,8 +13,8 @@ class DraftHead(Protocol):
     """The class of a trained head: an ``nn.Module`` that also offers this.
 
     Its trainer (:class:`zoo.tasks.decoding._draft_training.DraftTraining`) calls it on the states
-    of whole texts and exports it; :func:`zoo.decoding.heads.head_for` reads it again, or its authors'
-    file, for the method of decoding that it belongs to.
+    of whole texts and exports it; :func:`zoo.decoding.heads.head_for` reads that, or the file of
+    the authors, for the method of decoding that it belongs to.
 
     Attributes:
         config: all that ``for_target`` needs to build it again, a dict or an object with
