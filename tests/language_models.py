@@ -24,6 +24,7 @@ from transformers import (
 
 from zoo.decoding import Method, list_methods, method_class
 from zoo.decoding.steering import open_session
+from zoo.decoding.targets import Source, text_model
 from zoo.errors import ZooError
 
 VOCAB, WIDTH = 50, 32
@@ -72,12 +73,13 @@ def make_model(kind: str, layers: int = 3, **overrides) -> nn.Module:
     return LlamaForCausalLM(LlamaConfig(**settings)).eval()
 
 
-def trials(model: nn.Module) -> Iterator[tuple[str, Method]]:
+def trials(model: nn.Module, encoder_decoder: bool = False) -> Iterator[tuple[str, Method]]:
     """Every method in every form that the model can be a target of, with untrained heads.
 
     What follows a colon in a name tells apart the forms of one method.
     """
-    session = open_session(model, 1)
+    source = Source([[3, 4, 5]]) if encoder_decoder else None
+    session = open_session(text_model(model, source), 1)
     for name in list_methods():
         torch.manual_seed(2)
         for form, method in method_class(name).trials(model).items():

@@ -241,16 +241,15 @@ class Constraints:
         """
         if not self:
             return logits
-        logits = logits.float().clone()
         tokens = draft.tokens.tolist()
+        rows, nodes, texts = [], [], []
         for row, (tree, sequence) in enumerate(zip(draft.trees, sequences, strict=True)):
-            texts = [
-                [*sequence, *(tokens[row][n] for n in tree.path(node)[1:])]
-                for node in range(len(tree))
-            ]
-            logits[row, : len(tree)] = self.after(
-                logits[row, : len(tree)], texts, [numbers[row]] * len(tree)
-            )
+            for node in range(len(tree)):
+                rows.append(row)
+                nodes.append(node)
+                texts.append([*sequence, *(tokens[row][n] for n in tree.path(node)[1:])])
+        logits = logits.float().clone()
+        logits[rows, nodes] = self.after(logits[rows, nodes], texts, [numbers[r] for r in rows])
         return logits
 
 

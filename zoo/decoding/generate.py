@@ -235,7 +235,7 @@ class _Loop:
             scores = run.target.advance(prompts, method.hidden_layer)
             self.constraints.check(scores.logits[:, -1], prompts)
             logits = self.constraints.after(scores.logits[:, 0], prompts, range(len(prompts)))
-            check_logits(logits, "the target")
+            self._check_allowed(check_logits(logits, "the target")[:, None], [[0]] * len(prompts))
             first = self.verifier.first(logits, run.sampler)
             for place, (row, token) in enumerate(zip(self.rows, first, strict=True)):
                 ends[place] = row.take([token], self.limit, self.stop)[1]
@@ -254,8 +254,15 @@ class _Loop:
             numbers = [row.number for row in self.active]
             logits = self.constraints.at_nodes(scores.logits, draft, run.sequences, numbers)
             scores = scores._replace(logits=logits)
-        check_logits(scores.logits, "the target")
+        ruled_out = check_logits(scores.logits, "the target")
+        if blocked := bool(ruled_out.any()):
+            # on paths that the constraints rule out before it may be so; whether a node is on one
+            # is seen afterwards
+            logits = scores.logits.masked_fill(ruled_out[..., None], 0.0)
+            scores = scores._replace(logits=logits)
         verdicts = self.verifier.verify(draft, scores.logits, run.sampler)
+        if blocked:
+            self._check_allowed(ruled_out, [[0, *verdict.path] for verdict in verdicts])
         self.steps += 1
         if self.on_step is not None:
             self.on_step(run, draft, scores, verdicts)
@@ -273,6 +280,14 @@ class _Loop:
         if not all(ends):
             method.update(run, draft, scores, verdicts)
         self._drop_finished(ends)
+
+    def _check_allowed(self, ruled_out: Tensor, reached: list[list[int]]) -> None:
+        """No node ``[B, N]`` that was reached may allow no token at all."""
+        if any(bool(ruled_out[row, nodes].any()) for row, nodes in enumerate(reached)):
+            raise ZooError(
+                "no token is allowed after the text so far: processors, bad words and suppressed "
+                "tokens rule all of them out"
+            )
 
     def _drop_finished(self, ends: list[bool]) -> None:
         """Take finished sequences out of the batch."""

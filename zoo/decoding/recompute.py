@@ -41,8 +41,9 @@ class RecomputeSession(Session):
 
     Args:
         model, batch_size: see :class:`Session`.
-        alone: read a text of its own for every node. Otherwise the nodes of a path share one, which
-            takes it that what follows a token does not change what the model says at it.
+        alone: read a text of its own for every node, one by one. Otherwise the nodes of a path
+            share one, and texts of one length a batch, which takes it that what the model says of a
+            token depends neither on what follows nor on other texts.
     """
 
     kind = "recomputation"
@@ -89,24 +90,26 @@ class RecomputeSession(Session):
         self, wanted: list[list[int]], width: int, hidden: int | None, first: int = 0
     ) -> Scores:
         """Logits ``[B, width, V]`` at the wanted nodes ``first + place`` of each row."""
-        texts: dict[int, list[tuple[int, list[int]]]] = defaultdict(list)  # by length
+        texts: dict[Any, list[tuple[int, list[int]]]] = defaultdict(list)
         for row, places in enumerate(wanted):
             paths = {place: self._path(row, first + place) for place in places}
+            # nothing behind the last position is ever asked for
+            room = self.last_position + 1 - len(self._texts[row])
+            paths = {place: path for place, path in paths.items() if len(path) <= room}
             inner = set() if self._alone else {n for path in paths.values() for n in path[:-1]}
             for place, path in paths.items():
-                length = len(self._texts[row]) + len(path)
-                # nothing behind the last position is ever asked for
-                if first + place not in inner and length - 1 <= self.last_position:
-                    texts[length].append((row, path))
+                if first + place not in inner:
+                    length = len(self._texts[row]) + len(path)
+                    texts[(row, place) if self._alone else length].append((row, path))
         logits: Tensor | None = None
         states: Tensor | None = None
-        for length, group in texts.items():
+        for group in texts.values():
             ids = [self._texts[r] + [self._nodes[r][n][0] for n in path] for r, path in group]
             rows = [row for row, _ in group]
-            self.count(len(ids) * length)
-            texts_ids = torch.tensor(ids, device=self.device)
+            batch = torch.tensor(ids, device=self.device)
+            self.count(batch.numel())
             out = self.of_tokens(
-                full_pass(self.model, texts_ids, hidden is not None, **self.inputs_for(rows))
+                full_pass(self.model, batch, hidden is not None, **self.inputs_for(rows))
             )
             if logits is None:
                 logits = out.logits.new_zeros(len(wanted), width, out.logits.shape[-1])

@@ -10,25 +10,20 @@ from torch import Tensor
 from zoo.errors import ZooError
 
 
-def check_logits(logits: Tensor, whose: str) -> None:
-    """Refuse logits ``[..., V]`` from which nothing can be chosen.
+def check_logits(logits: Tensor, whose: str) -> Tensor:
+    """Where logits ``[..., V]`` allow no token at all, bool ``[...]``.
 
     Raises:
-        ZooError: NaN or infinity is among them, or a token is allowed nowhere; ``whose`` says who
-            gave them.
+        ZooError: NaN or infinity is among them; ``whose`` says who gave them.
     """
     best = logits.amax(-1)  # NaN stays, and so does infinity
-    if best.isfinite().all():
-        return
-    if (best == -math.inf).any():
+    ruled_out = best == -math.inf
+    if not (best.isfinite() | ruled_out).all():
         raise ZooError(
-            f"the logits of {whose} allow no token at all: processors, bad words or suppressed "
-            "tokens rule all of them out"
+            f"the logits of {whose} are NaN or infinite: the weights are broken, or too large for "
+            "the precision; try dtype float32 or bfloat16"
         )
-    raise ZooError(
-        f"the logits of {whose} are NaN or infinite: the weights are broken, or too large for the "
-        "precision; try dtype float32 or bfloat16"
-    )
+    return ruled_out
 
 
 class Sampler:

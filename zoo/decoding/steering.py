@@ -37,7 +37,7 @@ LONGER = 3
 PARENTS, PARTS, KEPT = (-1, 0, 0, 1, 2), ((0, 1, 2), (3, 4)), ((0, 2, 4), (0,))
 #: A session may differ from the full pass so many times more than that does from itself where its
 #: text is longer; or by so many roundings of the logits' size, in float32 and in half precision.
-NOISE, ROUNDINGS, HALF_ROUNDINGS = 6.0, 300.0, 4.0
+NOISE, ROUNDINGS, HALF_ROUNDINGS = 6.0, 2000.0, 4.0
 
 #: Logits of this size are there to rule a token out.
 FORBIDDEN = 1e4
@@ -73,12 +73,20 @@ def open_session(model: nn.Module, batch_size: int, lengths: tuple[int, int] = (
     """
     if _rotates_by_length(model, *lengths):
         # one pass has one set of frequencies, and the nodes of a tree are of different lengths
-        return RecomputeSession(model, batch_size, alone=True)
-    return steering(model).open(model, batch_size)
+        session: Session = RecomputeSession(model, batch_size, alone=True)
+    else:
+        session = steering(model, lengths[1]).open(model, batch_size)
+    if lengths[1]:  # what a tree holds behind the end is never asked for
+        session.last_position = min(session.last_position, lengths[1] - 1)
+    return session
 
 
-def steering(model: nn.Module) -> Steering:
+def steering(model: nn.Module, longest: int = 0) -> Steering:
     """How a model can be decoded; tried once for each model, precision and attention.
+
+    Args:
+        model: a causal LM, in eval mode.
+        longest: tokens of the longest text.
 
     Raises:
         ZooError: if it is no model that reads tokens and gives logits.
@@ -86,10 +94,11 @@ def steering(model: nn.Module) -> Steering:
     whose = getattr(model, "whole", model)
     parameter = next(model.parameters())
     attention = getattr(model.config, "_attn_implementation", None)
-    key = (attention, parameter.dtype, parameter.device)
+    far = any(size < longest for size in _other_windows(model))
+    key = (attention, parameter.dtype, parameter.device, far)
     known = _KNOWN.setdefault(whose, {})
     if key not in known:
-        known[key] = _try_all(model)
+        known[key] = _try_all(model, far)
         if known[key].kind == RecomputeSession.kind:
             log.warning(
                 "%s is read from the beginning again at every step, which is exact and slow: %s",
@@ -99,23 +108,26 @@ def steering(model: nn.Module) -> Steering:
     return known[key]
 
 
-def _candidates(model: nn.Module) -> Iterator[Open]:
-    """Sessions that may fit, the fastest first."""
-    if not is_recurrent(model) and hasattr(model.config, "_attn_implementation"):
+def _candidates(model: nn.Module, far: bool = False) -> Iterator[Open]:
+    """Sessions that may fit, the fastest first; ``far``: texts cross windows that a trial does not
+    reach and a mask does not draw."""
+    reads = inspect.signature(model.forward).parameters
+    others = far or is_recurrent(model) or getattr(model, "reads_by_row", False)
+    if not others and hasattr(model.config, "_attn_implementation"):
         if Attention(model).swaps:
             yield AttentionSession
         yield partial(AttentionSession, own=True)
-    if "position_ids" in inspect.signature(model.forward).parameters:
+    if "position_ids" in reads:
         yield partial(RecurrentSession, positions=True)
     yield RecurrentSession
     yield RecomputeSession
 
 
 @torch.no_grad()
-def _try_all(model: nn.Module) -> Steering:
+def _try_all(model: nn.Module, far: bool) -> Steering:
     trial = _Trial(model)
     reasons = []
-    for candidate in _candidates(model):
+    for candidate in _candidates(model, far):
         try:
             session = candidate(model, 2)
             off = trial.distance(session)
@@ -143,7 +155,8 @@ class _Trial:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        length = max(4, min(_length(model), position_limit(model) - 8))
+        limit = min([position_limit(model), *(place for _, place in _turns(model))])
+        length = max(4, min(_length(model), limit - 8))
         tokens = iter(_tokens(model, 2 * length + 32))
         self.texts = [[next(tokens) for _ in range(n)] for n in (length, length - LONGER)]
         self.nodes = [[next(tokens) for _ in PARENTS] for _ in self.texts]
@@ -163,6 +176,7 @@ class _Trial:
                 f"{type(error).__name__}: {str(error).partition(chr(10))[0][:160]}"
             ) from error
 
+    @torch.no_grad()
     def _read(self) -> None:
         """The full passes, and how far they are from each other where a text goes on."""
         places = range(len(self.texts[0]) - 3, len(self.texts[0]))
@@ -247,12 +261,26 @@ def _roundings(model: nn.Module) -> float:
 
 def _length(model: nn.Module) -> int:
     """So many tokens that a window or a chunk is crossed, if it is not too wide."""
-    sizes = [LENGTH]
-    for name, value in vars(text_config(model)).items():
-        near = any(word in name for word in ("window", "chunk", "local", "block_size"))
-        if near and isinstance(value, int) and not isinstance(value, bool):
-            sizes.append(value + 6)
+    sizes = [LENGTH, *(size + 6 for size in _windows(model).values())]
     return max(size for size in sizes if size <= LONGEST)
+
+
+def _windows(model: nn.Module) -> dict[str, int]:
+    """What the configuration says about how far attention reaches."""
+    words = ("window", "chunk", "local", "block_size")
+    return {
+        name: value
+        for name, value in vars(text_config(model)).items()
+        if any(word in name for word in words)
+        and isinstance(value, int)
+        and not isinstance(value, bool)
+    }
+
+
+def _other_windows(model: nn.Module) -> list[int]:
+    """Those that no trial crosses and that are not drawn into the masks of trees."""
+    drawn = ("sliding_window", "attention_chunk_size")
+    return [s for name, s in _windows(model).items() if name not in drawn and s + 6 > LONGEST]
 
 
 def _tokens(model: nn.Module, count: int) -> list[int]:
@@ -272,17 +300,23 @@ def _ints(value: Any) -> bool:
     return all(isinstance(v, int) and not isinstance(v, bool) for v in values)
 
 
-def _rotates_by_length(model: nn.Module, shortest: int, longest: int) -> bool:
-    """Whether rotary frequencies change somewhere between two lengths of a text."""
+def _turns(model: nn.Module) -> list[tuple[str, int]]:
+    """Lengths of a text behind which rotary positions turn at another speed, with their rule."""
     config = text_config(model)
     settings = getattr(config, "rope_parameters", None) or {}
-    kinds = [settings, *(value for value in settings.values() if isinstance(value, dict))]
-    for rope in kinds:
+    turns = []
+    for rope in [settings, *(value for value in settings.values() if isinstance(value, dict))]:
         known = getattr(config, "max_position_embeddings", None)
-        limit = rope.get("original_max_position_embeddings", known)
-        kind = str(rope.get("rope_type", ""))
-        if limit is None or longest <= limit:
-            continue
-        if "dynamic" in kind or (kind == "longrope" and shortest <= limit):
-            return True
-    return False
+        place = rope.get("original_max_position_embeddings") or known
+        for rule in ("dynamic", "longrope"):
+            if rule in str(rope.get("rope_type", "")) and place is not None:
+                turns.append((rule, place))
+    return turns
+
+
+def _rotates_by_length(model: nn.Module, shortest: int, longest: int) -> bool:
+    """Whether rotary frequencies change somewhere between two lengths of a text."""
+    return any(
+        longest > place and (rule == "dynamic" or shortest <= place)
+        for rule, place in _turns(model)
+    )
