@@ -249,11 +249,25 @@ class DataModule(pl.LightningDataModule, ABC):
         return torch.utils.data.default_collate(samples)
 
     def _eval_dataloader(self, split: str) -> DataLoader:
+        self.check_shares(split, len(self.source(split)))
         dataset = SeededDataset(self.source(split), self.eval_transform, self.seed)
         sampler = EpochSampler(
             len(dataset), None, rank=self._world()[0], world_size=self._world()[1]
         )
         return self._loader(dataset, sampler, self.eval_batch_size)
+
+    def check_shares(self, split: str, count: int, what: str = "samples") -> None:
+        """Each process must get something to evaluate, else the others wait for it for ever.
+
+        Raises:
+            ZooError: there is less than one for each.
+        """
+        world_size = self._world()[1]
+        if count < world_size:
+            raise ZooError(
+                f"the {split} split has {count} {what}, too few for {world_size} processes: set "
+                f"trainer.devices to {count} or fewer"
+            )
 
     def _loader(self, dataset: SeededDataset, sampler: EpochSampler, batch_size: int) -> DataLoader:
         return DataLoader(

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.strategies import DDPStrategy
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
@@ -182,6 +183,11 @@ class Task(FilePrediction):
         return self.model if self.ema is None else self.ema.module
 
     @property
+    def is_staged(self) -> bool:
+        """Whether there are steps in which some of the parameters that learn get no gradient."""
+        return False
+
+    @property
     def data(self) -> DataModule | None:
         """The data module of the run, if it has one."""
         return getattr(self.trainer, "datamodule", None)
@@ -208,6 +214,8 @@ class Task(FilePrediction):
                 )
             self.ema = ModelEmaV3(self.model, self.ema_decay, use_warmup=self.ema_warmup)
             self.ema.requires_grad_(False)
+        if stage == "fit" and isinstance(self.trainer.strategy, DDPStrategy) and self.is_staged:
+            self.trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
 
     def _averaging_callbacks(self) -> list[WeightAveraging]:
         return [c for c in self.trainer.callbacks if isinstance(c, WeightAveraging)]

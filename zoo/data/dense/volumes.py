@@ -137,6 +137,7 @@ class VolumeDataModule(MapDataModule):
         """As for other data, but a process gets whole volumes, which are scored as such."""
         rank, world_size = self._world()
         source = self.source(split)
+        self.check_shares(split, len({item[-1] for item in source.items}), "volumes")
         mine = [
             SampleKey(0, i) for i, item in enumerate(source.items) if item[-1] % world_size == rank
         ]

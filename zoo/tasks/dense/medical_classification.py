@@ -76,6 +76,11 @@ class MedicalClassification(ImageClassification):
         )
         return metrics
 
+    @property
+    def is_staged(self) -> bool:
+        """The body may come first."""
+        return self.body_epochs > 0
+
     def training_loss(self, batch: tuple[Tensor, ...]) -> Tensor:
         """The body alone in its stage, then everything."""
         images, targets, *masks = batch

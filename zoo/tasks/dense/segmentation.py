@@ -120,6 +120,11 @@ class Segmentation(DenseTask):
             return logits
         return interpolate(logits, size=tuple(size), mode="bilinear")
 
+    @property
+    def is_staged(self) -> bool:
+        """The encoder may come first."""
+        return self.encoder_epochs > 0
+
     def training_loss(self, batch: dict[str, Any]) -> Tensor:
         """The loss of the whole network, or of its encoder in the first stage."""
         image, mask = batch["image"], batch["mask"]

@@ -178,6 +178,11 @@ class SuperResolution(DenseTask):
     # stages
 
     @property
+    def is_staged(self) -> bool:
+        """Each stage trains a part."""
+        return True
+
+    @property
     def stage(self) -> int:
         """Number of the stage that the present epoch belongs to."""
         end = 0
