@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from zoo.atomic import part_of, sweep
 from zoo.errors import ZooError
 
 
@@ -54,9 +54,10 @@ def save_state_dict(
     header = {**metadata, "format": "pt"}
     if shared:
         header["shared"] = json.dumps(shared)
-    partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}.partial")
+    partial = part_of(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        sweep(target.parent)
         save_file(stored, partial, metadata=header)
         os.replace(partial, target)
     except (OSError, SafetensorError) as error:

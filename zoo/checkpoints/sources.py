@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 
 import torch
 
+from zoo.atomic import part_of, sweep
 from zoo.checkpoints.formats import file_format, read_index
 from zoo.errors import ZooError
 
@@ -193,9 +194,10 @@ def download(url: str, *, sha256: str | None = None, folder: Path | None = None)
         if sha256 is not None:
             _check_digest(str(target), file_digest(target), sha256)
         return target
-    partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}.partial")
+    partial = part_of(target.with_name(f"{target.name}.{uuid.uuid4().hex}"))
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder)
         found = _transfer(url, name, partial)
         expected = sha256 or _digest_in_name(name)
         if expected is not None:

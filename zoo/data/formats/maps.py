@@ -7,7 +7,6 @@ geometric transforms then treat alike) and plain values; a batch is a dictionary
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 
+from zoo.atomic import part_of, sweep
 from zoo.data.base import DataModule, Source
 from zoo.data.formats.pictures import read_picture
 from zoo.errors import ZooError
@@ -151,8 +151,9 @@ def make_once(maker: Maker, root: Path, sample: SmallSample) -> None:
                 f"({note}): remove that folder, or choose another root"
             )
         return
-    part = root.with_name(f".{root.name}.{os.getpid()}.part")
+    part = part_of(root)
     part.mkdir(parents=True)
+    sweep(root.parent)
     try:
         maker.make(part, sample)
         (part / "sample.json").write_text(json.dumps(wanted))
