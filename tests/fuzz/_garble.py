@@ -69,7 +69,11 @@ def _edge(random: Random, content: bytes) -> bytes:
 
 def _zero(random: Random, content: bytes) -> bytes:
     place, length = _place(random, content), random.choice((1, 4, 16, 64, 512))
-    return content[:place] + bytes(min(length, len(content) - place)) + content[place + length :]
+    return (
+        content[:place]
+        + bytes(max(0, min(length, len(content) - place)))
+        + content[place + length :]
+    )
 
 
 def _drop(random: Random, content: bytes) -> bytes:

@@ -44,7 +44,7 @@ class Code:
                 (os.system, (f"touch {RAN}",)),
                 (builtins.exec, (f"open({RAN!r}, 'w')",)),
                 (builtins.eval, (f"open({RAN!r}, 'w')",)),
-                (builtins.getattr, (os, "getcwd")),
+                (builtins.getattr, ("", "join")),
                 (builtins.__import__, ("this",)),
                 (torch.hub.load, ("x", "y")),
             )

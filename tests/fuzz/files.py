@@ -100,7 +100,7 @@ def _raster(dtype: str) -> Callable[[], str]:
     def make() -> str:
         size = {"count": 4, "height": 40, "width": 30, "dtype": dtype, "tiled": True}
         blocks = {"blockxsize": 16, "blockysize": 16, "compress": "deflate"}
-        place = {"crs": "EPSG:32632", "transform": from_origin(0, 0, 1, 1)}
+        place = {"crs": "EPSG:32632", "transform": from_origin(500_000, 5_300_000, 0.5, 0.5)}
         with rasterio.open("it.tif", "w", "GTiff", **size, **blocks, **place) as file:
             file.write(_pixels(4, 40, 30).astype(dtype))
         return "it.tif"

@@ -12,6 +12,7 @@ from __future__ import annotations
 import pickle
 import pickletools
 import re
+import warnings
 import zipfile
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -83,7 +84,8 @@ def read_torch(path: Path, kind: str, mmap: bool) -> Any:
         if _SETTINGS.fullmatch(name)
     ]
     try:
-        with torch.serialization.safe_globals(stand_ins):
+        with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of sparse tensors and newer pickles
             return torch.load(
                 path, map_location="cpu", weights_only=True, mmap=mmap and kind == "zip"
             )

@@ -49,14 +49,14 @@ def read_picture(path: Path) -> Image.Image:
 
 @contextmanager
 def open_picture(path: Path) -> Iterator[Image.Image]:
-    """Pillow's ``Image.open``, without its warning of large pictures: their pixels are compared
+    """Pillow's ``Image.open``, without its warnings; the pixels of a large picture are compared
     with the file instead.
 
     Raises:
         ZooError: the file cannot hold so many.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        warnings.simplefilter("ignore")
         with Image.open(path) as picture:
             pixels = picture.width * picture.height
             if pixels > (Image.MAX_IMAGE_PIXELS or 0):

@@ -119,7 +119,8 @@ class TiffRaster:
             self._palette = np.zeros((256, 3), np.uint8)
             for index, colour in dataset.colormap(self.bands[0]).items():
                 self._palette[index] = colour[:3]
-        self.masked = _mask_is_one(dataset) if masked is None else masked
+        with self._reading():
+            self.masked = _mask_is_one(dataset) if masked is None else masked
 
     def read(self, top: int, left: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
         """A window."""

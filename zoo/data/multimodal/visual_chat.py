@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from zoo.data.base import DataModule, Source
+from zoo.data.formats.files import reading
 from zoo.data.formats.maps import SmallSample, make_once
 from zoo.data.formats.pictures import read_picture
 from zoo.data.formats.tiles import tiles
@@ -32,6 +33,8 @@ START, END = "<|im_start|>", "<|im_end|>"
 IMAGE_START, IMAGE_TOKEN, IMAGE_END = "<img>", "<IMG_CONTEXT>", "</img>"
 PLACE = "<image>"
 REMEMBERED_TEXTS = 4096
+#: Times that a data set may be repeated in an epoch.
+MOST_REPEATS = 1000
 
 
 class VisualChat(DataModule):
@@ -223,35 +226,49 @@ def normalised(tile: Image.Image) -> Tensor:
 
 def read_meta(path: Path) -> list[dict[str, Any]]:
     """All conversations that a meta file lists: ``turns`` and the paths of their ``images``."""
-    try:
-        content = json.loads(path.read_text())
-        named = [(place["root"], place["annotation"], place) for place in content.values()]
-    except (OSError, json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
-        raise ZooError(f"{path} cannot be read ({error}), expected {LAYOUT}") from error
+    with reading(path, LAYOUT):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        named = [
+            (place["root"], place["annotation"], float(place.get("repeat_time", 1)))
+            for place in content.values()
+        ]
+        places = [(path.parent / root, path.parent / file, times) for root, file, times in named]
     found = []
-    for root, annotation, place in named:
-        lines = _read_lines(path.parent / annotation, path.parent / root)
-        times = float(place.get("repeat_time", 1))
+    for root, file, times in places:
+        if not 0 <= times <= MOST_REPEATS:
+            raise ZooError(f"{path}: a repeat_time of {times:g}, expected 0 to {MOST_REPEATS}")
+        lines = _read_lines(file, root)
         found += lines * int(times) + lines[: round(times % 1 * len(lines))]
     return found
 
 
 def _read_lines(path: Path, root: Path) -> list[dict[str, Any]]:
-    try:
-        lines = [line for line in path.read_text().splitlines() if line.strip()]
-    except OSError as error:
-        raise ZooError(f"{path} cannot be read ({error}), expected JSON lines") from error
+    with reading(path, "JSON lines"):
+        lines = path.read_text(encoding="utf-8").split("\n")
     found = []
     for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
         try:
-            item = json.loads(line)
-            images = item.get("image", [])
-            images = [images] if isinstance(images, str) else images
-            turns = [(turn["from"], turn["value"]) for turn in item["conversations"]]
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise ZooError(f"{path}, line {number}: {error}; expected {LAYOUT}") from error
-        turns = [turn for turn in turns if turn[0] != "system"]
-        if images and not any(PLACE in text for _, text in turns):
-            turns[0] = (turns[0][0], f"{PLACE}\n" * len(images) + turns[0][1])
-        found.append({"turns": turns, "images": [root / image for image in images]})
+            found.append(_conversation(json.loads(line), root))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            raise ZooError(f"{path}, line {number}: {reason}; expected {LAYOUT}") from error
     return found
+
+
+def _conversation(item: Any, root: Path) -> dict[str, Any]:
+    """A line of a file -> its turns and the paths of its images; a wrong one is one of Python's
+    errors."""
+    images = item.get("image", [])
+    images = [images] if isinstance(images, str) else images
+    turns = [(turn["from"], turn["value"]) for turn in item["conversations"]]
+    turns = [turn for turn in turns if turn[0] != "system"]
+    for _, text in turns:
+        if not isinstance(text, str):
+            raise TypeError(f"{text!r} is no text")
+    if not turns:
+        raise ValueError("nobody says anything")
+    if images and not any(PLACE in text for _, text in turns):
+        turns[0] = (turns[0][0], f"{PLACE}\n" * len(images) + turns[0][1])
+    return {"turns": turns, "images": [root / image for image in images]}
