@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import functools
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -56,7 +58,7 @@ def _warn_once(device: str) -> None:
     warnings.warn(
         f"zoo.ops answers with its PyTorch reference, correct but slow: no compiled kernels "
         f"on '{device}' ({reason}). Build them with `pip install --no-build-isolation .` "
-        "in the source folder of ssm-zoo.",
+        "in the source folder of ssm-zoo, which needs a C++ compiler.",
         stacklevel=4,
     )
 
@@ -88,6 +90,19 @@ def register(name: str, *, check: Callable, reference: Callable, fake: Callable)
     references[name] = checked
     _library.impl(name, answer, "CompositeExplicitAutograd")
     torch.library.register_fake(f"zoo::{name}", answer_fake)
+
+
+def recording(reference: Callable) -> Callable:
+    """A reference that differentiates something, on a thread of its own: inside an op, autograd
+    records nothing on the thread that called it.
+    """
+
+    @functools.wraps(reference)
+    def elsewhere(*args):
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            return pool.submit(reference, *args).result()
+
+    return elsewhere
 
 
 def _own(result):

@@ -11,7 +11,7 @@ from torch import Tensor
 from zoo.errors import ZooError
 from zoo.ops import _registered
 from zoo.ops._checks import FLOATS
-from zoo.ops._library import register
+from zoo.ops._library import recording, register
 from zoo.ops._registered import MAX_WIDTH
 
 
@@ -366,8 +366,13 @@ register(
 register(
     "causal_conv1d_backward",
     check=_registered.causal_conv1d_backward,
+<<<<<<< HEAD
     reference=_reference_backward,
     fake=_gradients,
+=======
+    reference=recording(_reference_backward),
+    fake=_fake_backward,
+>>>>>>> start
 )
 register(
     "causal_conv1d_update",

@@ -12,7 +12,7 @@ from torch import Tensor
 from zoo.errors import ZooError
 from zoo.ops import _registered
 from zoo.ops._checks import FLOATS
-from zoo.ops._library import register
+from zoo.ops._library import recording, register
 
 
 def selective_scan(
@@ -367,7 +367,7 @@ register("selective_scan", check=_registered.selective_scan, reference=_referenc
 register(
     "selective_scan_backward",
     check=_registered.selective_scan_backward,
-    reference=_reference_backward,
+    reference=recording(_reference_backward),
     fake=lambda dout, dlast_state, borders, *rest: _gradients(*rest[:9]),
 )
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from zoo.errors import ZooError
 from zoo.ops import _registered
 from zoo.ops._checks import FLOATS
-from zoo.ops._library import register
+from zoo.ops._library import recording, register
 from zoo.ops._ssd_chunked import ssd_chunked
 
 
@@ -285,7 +285,7 @@ register(
 register(
     "ssd_backward",
     check=lambda *given: _registered.ssd_backward(_span(given[3]), *given),
-    reference=_reference_backward,
+    reference=recording(_reference_backward),
     fake=lambda dout, dlast_state, borders, *rest: _gradients(*rest[:8]),
 )
 
