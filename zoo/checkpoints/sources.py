@@ -193,11 +193,7 @@ def download(url: str, *, sha256: str | None = None, folder: Path | None = None)
         if sha256 is not None:
             _check_digest(str(target), file_digest(target), sha256)
         return target
-<<<<<<< HEAD
     partial = part_of(target)
-=======
-    partial = part_of(target.with_name(f"{target.name}.{uuid.uuid4().hex}"))
->>>>>>> data
     try:
         folder.mkdir(parents=True, exist_ok=True)
         sweep(folder)

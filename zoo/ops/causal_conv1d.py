@@ -366,13 +366,8 @@ register(
 register(
     "causal_conv1d_backward",
     check=_registered.causal_conv1d_backward,
-<<<<<<< HEAD
-    reference=_reference_backward,
-    fake=_gradients,
-=======
     reference=recording(_reference_backward),
-    fake=_fake_backward,
->>>>>>> start
+    fake=_gradients,
 )
 register(
     "causal_conv1d_update",
