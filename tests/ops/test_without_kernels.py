@@ -21,9 +21,11 @@ torch.manual_seed(0)
 def leaf(*shape): return torch.randn(shape, dtype=torch.double).requires_grad_()
 x, delta, A, B = leaf(1, 6, 20), leaf(1, 6, 20), leaf(6, 4), leaf(1, 4, 20)
 weight, picture = leaf(6, 4), leaf(1, 6, 4, 4)
-heads, dt, a, b, c = leaf(1, 20, 2, 8), leaf(1, 20, 2), leaf(2), leaf(1, 20, 1, 4), leaf(1, 20, 1, 4)
+heads, dt, a = leaf(1, 20, 2, 8), leaf(1, 20, 2), leaf(2)
+b, c = leaf(1, 20, 1, 4), leaf(1, 20, 1, 4)
+scanned = selective_scan(x, delta, -A.exp(), B, B, delta_softplus=True)
 made = {
-    "selective_scan": (selective_scan(x, delta, -A.exp(), B, B, delta_softplus=True), (x, delta, A, B)),
+    "selective_scan": (scanned, (x, delta, A, B)),
     "causal_conv1d": (causal_conv1d(x, weight), (x, weight)),
     "cross_scan": (cross_scan(picture), (picture,)),
     "ssd": (ssd(heads, dt.exp(), -a.exp(), b, c, chunk_size=16), (heads, dt, a, b, c)),

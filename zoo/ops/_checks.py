@@ -126,7 +126,7 @@ def _has_memory(t: Tensor) -> bool:
     if t.layout != torch.strided or not _is_real(t) or not t.numel():
         return True
     end = (t.storage_offset() + _extent(t)) * t.element_size()
-    return end <= t.untyped_storage().nbytes()
+    return bool(end <= t.untyped_storage().nbytes())
 
 
 def _shares_memory(a: Tensor, b: Tensor) -> bool:
