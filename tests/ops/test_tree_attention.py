@@ -213,7 +213,7 @@ OUTSIDE = [
 ]
 
 
-@pytest.mark.parametrize("change", OUTSIDE, ids=str)
+@pytest.mark.parametrize("change", OUTSIDE, ids=lambda change: next(iter(change)))
 def test_slots_outside_of_the_cache_are_refused(change) -> None:
     """By the kernel, by the reference, and by the reference inside of a graph."""
     _, q, k, v, kv_len, bits = case()  # 33 slots
