@@ -1,5 +1,11 @@
 """Functional ops."""
 
+from zoo.ops.butterfly import (
+    butterfly_conv,
+    butterfly_fft,
+    butterfly_fft_reference,
+    butterfly_sizes,
+)
 from zoo.ops.causal_conv1d import (
     causal_conv1d,
     causal_conv1d_reference,
@@ -12,15 +18,24 @@ from zoo.ops.cross_scan import (
     cross_scan,
     cross_scan_reference,
 )
+from zoo.ops.fft_conv import fft_conv, fft_conv_reference
 from zoo.ops.selective_scan import selective_scan, selective_scan_reference
 from zoo.ops.selective_state_update import (
     selective_state_update,
     selective_state_update_reference,
 )
 from zoo.ops.ssd import ssd, ssd_reference
+from zoo.ops.state_passing_conv import (
+    state_passing_conv,
+    state_passing_conv_reference,
+)
 from zoo.ops.tree_attention import commit_path, tree_attention, tree_attention_reference
 
 __all__ = [
+    "butterfly_conv",
+    "butterfly_fft",
+    "butterfly_fft_reference",
+    "butterfly_sizes",
     "causal_conv1d",
     "causal_conv1d_reference",
     "causal_conv1d_update",
@@ -30,12 +45,16 @@ __all__ = [
     "cross_merge_reference",
     "cross_scan",
     "cross_scan_reference",
+    "fft_conv",
+    "fft_conv_reference",
     "selective_scan",
     "selective_scan_reference",
     "selective_state_update",
     "selective_state_update_reference",
     "ssd",
     "ssd_reference",
+    "state_passing_conv",
+    "state_passing_conv_reference",
     "tree_attention",
     "tree_attention_reference",
 ]
