@@ -55,7 +55,7 @@ TINY: dict[str, tuple[str, tuple[str, ...]]] = {
     "MedicalClassification": (
         "dense/medusa_medical/small",
         (
-            "--data.init_args.sample={train: 8, val: 4, test: 6, size: 32}",
+            "--data.init_args.sample={train: 20, val: 4, test: 6, size: 32}",
             "--data.init_args.image_size=32",
             "--data.init_args.batch_size=4",
             "--model.init_args.model_args.body_size=16",

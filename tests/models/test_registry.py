@@ -77,7 +77,8 @@ def test_every_decorated_function_is_in_the_catalogue():
 
 MODEL = """
 from zoo.models.registry import register_model
-from zoo.models.family.parts import COMMON, parts
+from zoo.models.family import parts
+from zoo.models.family.parts import COMMON
 
 HUB = "hf://owner/"
 PLACES: dict[str, object] = {

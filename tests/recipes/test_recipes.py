@@ -20,7 +20,7 @@ RECIPES = ROOT / "recipes"
 PATHS = sorted(RECIPES.glob("*/*/*.yaml"))
 PROOFS = [path for path in PATHS if path.stem == "proof"]
 #: Settings of a data module that say where its files are.
-PLACES = {"root", "path", "source", "name"}
+PLACES = {"root", "path", "file", "source", "name", "train"}
 #: Settings of a task that may name what another recipe exports.
 USES = ("target", "draft", "teacher", "start", "model")
 
@@ -123,6 +123,7 @@ def run_two_steps(path: Path) -> pl.Trainer:
         max_steps=2,
         limit_val_batches=1,
         limit_test_batches=1,
+        val_check_interval=1.0,
     )
     before = [parameter.detach().clone() for parameter in task.model.parameters()]
     trainer.fit(task, datamodule=data)

@@ -218,7 +218,8 @@ class Task(FilePrediction):
             self.trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
 
     def _averaging_callbacks(self) -> list[WeightAveraging]:
-        return [c for c in self.trainer.callbacks if isinstance(c, WeightAveraging)]
+        callbacks = [] if self._trainer is None else self.trainer.callbacks
+        return [c for c in callbacks if isinstance(c, WeightAveraging)]
 
     @override
     def configure_optimizers(self) -> Any:
