@@ -108,6 +108,7 @@ def _absence(random: Random, call: Call, t: Tensor) -> None:
     if not isinstance(schema.arguments[place].type, torch.OptionalType):
         return  # PyTorch itself refuses that
     call.arguments[place] = None
+    call.renew_borders(place)
     call.wrong.append(f"no argument {place}")
 
 
