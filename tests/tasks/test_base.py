@@ -162,7 +162,26 @@ def test_unknown_optimizers_are_said_at_once():
         Regression(OptimizerSettings(opt="sdg"))
     Regression(OptimizerSettings(opt="Lookahead_AdamW"))
     with pytest.raises(ZooError, match=r"model\.init_args\.optimizer: "):
-        run(Regression(OptimizerSettings(lr=-1.0)))
+        run(Regression(OptimizerSettings(betas=(2.0, 3.0))))
+
+
+@pytest.mark.parametrize(
+    "optimizer, schedule, average, expected",
+    [
+        ({"lr_batch_size": 0}, {}, None, "optimizer.lr_batch_size is 0, expected 1 or more"),
+        ({"lr": math.nan}, {}, None, "optimizer.lr is nan, expected 0 or more"),
+        ({"lr": math.inf}, {}, None, "optimizer.lr is inf"),
+        ({"weight_decay": -1.0}, {}, None, "optimizer.weight_decay is -1.0"),
+        ({"layer_decay": 1.5}, {}, None, "optimizer.layer_decay is 1.5, expected 0 to 1"),
+        ({}, {"warmup_epochs": -1.0}, None, "schedule.warmup_epochs is -1.0, expected 0 or more"),
+        ({}, {"steps": [(0.5, 1.0), (0.2, 0.1)]}, None, r"steps begin at \[0.5, 0.2\]"),
+        ({}, {"steps": [(math.nan, 1.0)]}, None, r"steps begin at \[nan\]"),
+        ({}, {}, 1.5, r"init_args\.ema_decay is 1.5, expected 0 to 1"),
+    ],
+)
+def test_numbers_outside_their_limits_are_said_at_once(optimizer, schedule, average, expected):
+    with pytest.raises(ZooError, match=expected):
+        Regression(OptimizerSettings(**optimizer), ScheduleSettings(**schedule), average)
 
 
 def test_loss_that_is_not_finite_stops_the_run():

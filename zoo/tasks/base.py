@@ -39,7 +39,7 @@ from zoo.tasks.optimization import (
     ScheduleSettings,
     build_optimizer,
     build_schedule,
-    check_optimizer,
+    check_settings,
     count_updates,
     parameter_groups,
 )
@@ -90,8 +90,8 @@ class Task(FilePrediction):
     ) -> None:
         super().__init__()
         self.optimizer_settings = optimizer or OptimizerSettings()
-        check_optimizer(self.optimizer_settings.opt)
         self.schedule_settings = schedule or ScheduleSettings()
+        check_settings(self.optimizer_settings, self.schedule_settings, ema_decay)
         self.ema_decay, self.ema_warmup = ema_decay, ema_warmup
         self.ema: ModelEmaV3 | None = None
         self.starts_fresh = starts_fresh()

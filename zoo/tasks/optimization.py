@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,6 +19,9 @@ from timm.scheduler.scheduler import Scheduler
 
 from zoo.arguments import blaming
 from zoo.errors import ZooError, suggest
+
+#: Any finite number.
+_ANY = sys.float_info.max
 
 
 @dataclass
@@ -69,16 +73,50 @@ class ScheduleSettings:
     poly_power: float = 0.9
 
 
-def check_optimizer(name: str) -> None:
-    """timm must know the optimizer; it would say so only when training begins.
+#: Settings -> the smallest and the largest number they may be.
+_LIMITS: Mapping[str, tuple[float, float]] = {
+    "optimizer.lr": (0, _ANY),
+    "optimizer.lr_batch_size": (1, _ANY),
+    "optimizer.weight_decay": (0, _ANY),
+    "optimizer.layer_decay": (0, 1),
+    "optimizer.eps": (0, _ANY),
+    "optimizer.momentum": (0, _ANY),
+    "schedule.warmup_epochs": (0, _ANY),
+    "schedule.warmup_lr": (0, _ANY),
+    "schedule.min_lr": (0, _ANY),
+    "schedule.poly_power": (0, _ANY),
+    "ema_decay": (0, 1),
+}
+
+
+def check_settings(
+    optimizer: OptimizerSettings, schedule: ScheduleSettings, ema_decay: float | None
+) -> None:
+    """What training would stumble over, or go wrong with, only after its start.
 
     Raises:
-        ZooError: it does not.
+        ZooError: a number is outside of its limits or is none, timm does not know the optimizer,
+            the shares of ``steps`` are not in order.
     """
     known = list_optimizers()
     # timm takes any case, and a wrapper before the name
-    if name.lower().removeprefix("lookahead_") not in known:
-        raise ZooError(f"model.init_args.optimizer.opt is {name!r}; {suggest(name, known)}")
+    if optimizer.opt.lower().removeprefix("lookahead_") not in known:
+        raise ZooError(
+            f"model.init_args.optimizer.opt is {optimizer.opt!r}; {suggest(optimizer.opt, known)}"
+        )
+    groups = {"optimizer": optimizer, "schedule": schedule}
+    for name, (least, most) in _LIMITS.items():
+        group, _, key = name.rpartition(".")
+        value = getattr(groups[group], key) if group else ema_decay
+        if value is not None and not least <= value <= most:
+            expected = f"{least} or more" if most == _ANY else f"{least} to {most}"
+            raise ZooError(f"model.init_args.{name} is {value}, expected {expected}")
+    shares = [share for share, _ in schedule.steps]
+    if shares != sorted(shares) or not all(0 <= share <= 1 for share in shares):
+        raise ZooError(
+            f"model.init_args.schedule.steps begin at {shares}, expected shares of the run from 0 "
+            "to 1, in order"
+        )
 
 
 def parameter_groups(model: Any, settings: OptimizerSettings) -> list[dict[str, Any]]:
