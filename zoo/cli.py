@@ -37,7 +37,7 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.loggers import Logger
 
-from zoo.arguments import dump_yaml, load_yaml, read_value
+from zoo.arguments import blaming, dump_yaml, load_yaml, read_value
 from zoo.data.base import DataModule
 from zoo.errors import ZooError
 from zoo.recipe_errors import explain, keys_of
@@ -161,8 +161,13 @@ class Recipe:
             parsing_settings.update(before)
 
     def build(self) -> tuple[Task, DataModule]:
-        """Seed everything, then build the task and the data module."""
-        pl.seed_everything(self.config.seed_everything, verbose=False)
+        """Seed everything, then build the task and the data module.
+
+        Raises:
+            ZooError: the seed is out of range, or a setting does not fit.
+        """
+        with blaming(f"{self.shown_as}: seed_everything"):
+            pl.seed_everything(self.config.seed_everything, verbose=False)
         with self._imports(), checkpoint_follows(self.of_run):
             task, data = _build(self.config.model), _build(self.config.data)
         data.seed = self.config.seed_everything

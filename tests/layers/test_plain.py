@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from zoo.layers.cache import RecurrentState
+from zoo.layers.causal_attention import SelfAttention
 from zoo.layers.mamba import Mamba
+from zoo.layers.mamba2 import Mamba2
 from zoo.layers.plain import is_plain
 from zoo.layers.short_conv import make_short_conv, short_conv
 from zoo.models.vision.plainmamba import PlainMamba
@@ -84,6 +86,67 @@ def test_mamba_goes_on_where_a_state_stands():
         state = model.allocate_state(2)
         parts = [other(x[:, :4], state), *(other(x[:, i : i + 1], state) for i in (4, 5, 6))]
     torch.testing.assert_close(torch.cat(parts, dim=1), whole)
+
+
+class Quantised(torch.Tensor):
+    """A weight as torchao stores it: of a class that knows how to be multiplied, nothing else."""
+
+    @staticmethod
+    def __new__(cls, weight):
+        return torch.Tensor._make_wrapper_subclass(cls, weight.shape, dtype=weight.dtype)
+
+    def __init__(self, weight):
+        self.whole = weight
+
+    def __tensor_flatten__(self):
+        return ["whole"], None
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function is nn.functional.linear:
+            return function(args[0], args[1].whole, *args[2:], **(kwargs or {}))
+        with torch._C.DisableTorchFunctionSubclass():
+            return function(*args, **(kwargs or {}))
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        if function in (torch.ops.aten.detach.default, torch.ops.aten.clone.default):
+            return cls(args[0].whole)
+        raise NotImplementedError(f"a quantised weight knows no {function}")
+
+
+@pytest.mark.parametrize("kind", ["none", "v1", "v2"])
+def test_weights_of_a_class_of_their_own(kind):
+    torch.manual_seed(0)
+    model = Mamba(6, d_state=3, bimamba_type=kind, if_divide_out=True)
+    x = torch.randn(2, 7, 6)
+    with torch.no_grad():
+        whole = model(x)
+        for part in model.modules():
+            if isinstance(part, nn.Linear):
+                part.weight = nn.Parameter(Quantised(part.weight.detach()), requires_grad=False)
+                assert not is_plain(part)
+        torch.testing.assert_close(model(x), whole)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "kind, settings",
+    [
+        (Mamba, {}),
+        (Mamba2, {"d_state": 8, "headdim": 8}),
+        (SelfAttention, {"num_heads": 2, "d_conv": 4, "causal": True}),
+    ],
+)
+def test_a_quantised_layer_goes_on_where_a_state_stands(kind, settings):
+    torch.manual_seed(0)
+    layer, x = kind(16, **settings), torch.randn(2, 7, 16)
+    quantised = torch.ao.quantization.quantize_dynamic(layer, {nn.Linear})
+    with torch.no_grad():
+        state = quantised.allocate_state(2)
+        parts = [quantised(part, state) for part in x.split([4, 1, 1, 1], dim=1)]
+        whole = layer(x)
+        assert (torch.cat(parts, 1) - whole).norm() < 0.1 * whole.norm()
 
 
 def test_convolution_of_packed_sequences_with_padding():

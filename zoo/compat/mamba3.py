@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from zoo.compat.layernorm_gated import RMSNorm
 from zoo.compat.mixers import Device, cast, on_device
 from zoo.errors import ZooError
+from zoo.layers.plain import like
 from zoo.layers.ssm_init import dt_bias
 from zoo.ops import ssd
 
@@ -294,12 +295,12 @@ class Mamba3(nn.Module):
         **kwargs: Any,
     ) -> States:
         """Angles, scan, key ``[B, 1, H, N]`` and value before the first token."""
-        like = self.in_proj.weight
+        weight = like(self.in_proj)
         heads = (batch_size, self.nheads)
-        place: dict[str, Any] = {"device": device or like.device, "dtype": torch.float32}
+        place: dict[str, Any] = {"device": device or weight.device, "dtype": torch.float32}
         angles = torch.zeros(*heads, self.num_rope_angles, **place)
         scan = torch.zeros(*heads, self.headdim, self.d_state, **place)
-        place["dtype"] = dtype or like.dtype
+        place["dtype"] = dtype or weight.dtype
         key = torch.zeros(batch_size, 1, self.nheads, self.d_state, **place)
         return angles, scan, key, torch.zeros(*heads, self.headdim, **place)
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from zoo.errors import ZooError
 from zoo.layers.cache import KeyValues
+from zoo.layers.plain import like
 from zoo.layers.short_conv import make_short_conv, short_conv
 
 
@@ -135,10 +136,11 @@ class SelfAttention(nn.Module):
         self.rotary_dim, self.rotary_base = rotary_emb_dim, rotary_emb_base
         self.rotary_interleaved = rotary_emb_interleaved
         self.mlp_dim = -(-mlp_dim // 256) * 256
-        qkv_dim = self.head_dim * (num_heads + 2 * self.num_heads_kv)
+        self.qkv_dim = self.head_dim * (num_heads + 2 * self.num_heads_kv)
+        self.d_conv = d_conv
         out_dim = self.head_dim * num_heads + self.mlp_dim // 2
-        self.in_proj = nn.Linear(d_model, qkv_dim + self.mlp_dim, bias=qkv_proj_bias)
-        self.conv1d = make_short_conv(qkv_dim, d_conv) if d_conv else None
+        self.in_proj = nn.Linear(d_model, self.qkv_dim + self.mlp_dim, bias=qkv_proj_bias)
+        self.conv1d = make_short_conv(self.qkv_dim, d_conv) if d_conv else None
         self.out_proj = nn.Linear(out_dim, d_model, bias=out_proj_bias)
 
     def forward(
@@ -170,8 +172,7 @@ class SelfAttention(nn.Module):
 
     def allocate_state(self, batch_size: int) -> KeyValues:
         """The state before the first token."""
-        weight, tail = self.in_proj.weight, None
+        weight, tail = like(self.in_proj), None
         if self.conv1d is not None:
-            rows, width = self.conv1d.weight.shape[0], self.conv1d.weight.shape[-1]
-            tail = weight.new_zeros(batch_size, rows, width)
+            tail = weight.new_zeros(batch_size, self.qkv_dim, self.d_conv)
         return KeyValues.empty(batch_size, self.num_heads_kv, self.head_dim, weight, tail)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from zoo.errors import ZooError
 from zoo.layers.cache import RecurrentState
-from zoo.layers.plain import is_plain, linear_of_half, split_bias
+from zoo.layers.plain import is_plain, like, linear_of_half, split_bias
 from zoo.layers.precision import at_least_fp32
 from zoo.layers.short_conv import make_short_conv, short_conv
 from zoo.layers.ssm_init import dt_bias, dt_weight, s4d_real_log
@@ -74,7 +74,7 @@ class Mamba(nn.Module):
             raise ZooError(f"bimamba_type is none, v1 or v2, not {bimamba_type}")
         self.bimamba_type = bimamba_type
         self.if_divide_out = if_divide_out
-        self.d_state = d_state
+        self.d_state, self.d_conv = d_state, d_conv
         self.dt_rank = R = math.ceil(d_model / 16) if dt_rank == "auto" else int(dt_rank)
         d = int(expand * d_model)
 
@@ -149,9 +149,9 @@ class Mamba(nn.Module):
 
     def allocate_state(self, batch_size: int) -> RecurrentState:
         """The state before the first token."""
-        weight, d = self.conv1d.weight, self.A_log.shape[0]
+        weight, d = like(self.conv1d), self.A_log.shape[0]
         return RecurrentState(
-            weight.new_zeros(batch_size, d, weight.shape[-1]),
+            weight.new_zeros(batch_size, d, self.d_conv),
             at_least_fp32(weight).new_zeros(batch_size, d, self.d_state),
         )
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from zoo.errors import ZooError
 from zoo.layers.cache import RecurrentState
 from zoo.layers.norms import RMSNormGated
+from zoo.layers.plain import like
 from zoo.layers.precision import at_least_fp32
 from zoo.layers.short_conv import make_short_conv, short_conv
 from zoo.layers.ssm_init import dt_bias
@@ -84,12 +85,12 @@ class Mamba2(nn.Module):
                 f"Mamba-2: {self.d_ssm} of {d_inner} channels scanned in heads of {headdim} and "
                 f"{ngroups} groups: expected whole heads, and as many in each group"
             )
-        d_xbc = self.d_ssm + 2 * ngroups * d_state
+        self.d_xbc, self.d_conv = self.d_ssm + 2 * ngroups * d_state, d_conv
 
         self.in_proj = nn.Linear(
-            d_model, 2 * self.d_mlp + self.d_ssm + d_xbc + self.nheads, bias=bias
+            d_model, 2 * self.d_mlp + self.d_ssm + self.d_xbc + self.nheads, bias=bias
         )
-        self.conv1d = make_short_conv(d_xbc, d_conv, conv_bias)
+        self.conv1d = make_short_conv(self.d_xbc, d_conv, conv_bias)
         if conv_init is not None:
             nn.init.uniform_(self.conv1d.weight, -conv_init, conv_init)
         self.dt_bias = nn.Parameter(
@@ -120,7 +121,7 @@ class Mamba2(nn.Module):
         """
         if state is not None and seq_idx is not None:
             raise ZooError("a Mamba-2 state goes on with one sequence: seq_idx cannot be given too")
-        sizes = [self.d_mlp, self.d_mlp, self.d_ssm, self.conv1d.in_channels, self.nheads]
+        sizes = [self.d_mlp, self.d_mlp, self.d_ssm, self.d_xbc, self.nheads]
         z0, x0, z, xBC, dt = self.in_proj(x).split(sizes, dim=-1)
         xBC = short_conv(xBC, self.conv1d, seq_idx=seq_idx, state=state)
         if state is not None and x.shape[1] == 1 and not torch.is_grad_enabled():
@@ -135,10 +136,10 @@ class Mamba2(nn.Module):
 
     def allocate_state(self, batch_size: int) -> RecurrentState:
         """The state before the first token."""
-        weight = self.conv1d.weight
+        weight = like(self.conv1d)
         size = (batch_size, self.nheads, self.headdim, self.d_state)
         return RecurrentState(
-            weight.new_zeros(batch_size, weight.shape[0], weight.shape[-1]),
+            weight.new_zeros(batch_size, self.d_xbc, self.d_conv),
             at_least_fp32(weight).new_zeros(size),
         )
 

@@ -8,6 +8,7 @@ would do no more; anything else is called.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as modules
@@ -17,15 +18,26 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 
 def is_plain(*parts: nn.Module) -> bool:
-    """Whether each is a linear layer or convolution of PyTorch, as it is and with no hook."""
+    """Whether each is a linear layer or convolution of PyTorch, as it is, with no hook and with an
+    ordinary weight: quantised ones are of a class of their own that knows its products alone."""
     if any(getattr(modules, f"_global{hooks}") for hooks in _HOOKS):
         return False
     return all(
         type(part) in _PLAIN
         and "forward" not in vars(part)
+        and not hasattr(part.weight, "__tensor_flatten__")
         and not any(getattr(part, hooks) for hooks in _HOOKS)
         for part in parts
     )
+
+
+def like(layer: nn.Module) -> Tensor:
+    """A tensor in the dtype and on the device of what ``layer`` computes, for a state to be made:
+    its weight, or in place of a quantised one, which is packed or a method, one of no elements."""
+    weight = getattr(layer, "weight", None)
+    if isinstance(weight, Tensor) and weight.is_floating_point():
+        return weight
+    return torch.empty(0, device=weight.device if isinstance(weight, Tensor) else None)
 
 
 def split_bias(linear: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:

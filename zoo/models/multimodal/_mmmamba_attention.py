@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from zoo.errors import ZooError
 from zoo.layers.cache import KeyValues, RecurrentState
 from zoo.layers.causal_attention import attend, next_positions, rotary
+from zoo.layers.plain import like
 from zoo.layers.precision import at_least_fp32
 from zoo.layers.short_conv import make_short_conv, short_conv
 from zoo.layers.ssm_init import dt_bias
@@ -68,7 +69,7 @@ class GroupedAttention(nn.Module):
 
     def allocate_state(self, batch_size: int) -> KeyValues:
         """The state before the first token."""
-        return KeyValues.empty(batch_size, self.num_kv_heads, self.head_dim, self.wqkv.weight)
+        return KeyValues.empty(batch_size, self.num_kv_heads, self.head_dim, like(self.wqkv))
 
     def projections(self) -> dict[str, Tensor]:
         """Weights, and biases if there are any, of ``q_proj``, ``k_proj`` and ``v_proj``."""
@@ -226,7 +227,7 @@ class Mamba2Attention(nn.Module):
 
     def allocate_state(self, batch_size: int) -> RecurrentState:
         """The state before the first token."""
-        weight, H, P = self.q_proj.weight, self.num_heads, self.head_dim
+        weight, H, P = like(self.q_proj), self.num_heads, self.head_dim
         return RecurrentState(
             weight.new_zeros(batch_size, sum(self.widths), CONV_WIDTH),
             at_least_fp32(weight).new_zeros(batch_size, H, P, P),
