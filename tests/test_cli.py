@@ -94,6 +94,8 @@ def test_wrong_recipe_is_one_line(in_tmp_path, capsys, old, new, expected):
         (["--data.num_workers", "-1"], "data.init_args.num_workers is -1, expected 0 or more"),
         (["--data.image_size", "-3"], "data.init_args.image_size is -3, expected 1 or more"),
         (["--data.augmentation.auto_augment", "foo"], "auto_augment is 'foo', expected such as"),
+        (["--seed_everything", "-1"], "seed_everything: -1 is not in bounds"),
+        (["--model.optimizer.lr_batch_size", "0"], "lr_batch_size is 0, expected 1 or more"),
         (["--resume"], "--resume: no run with a checkpoint in runs/test/tiny"),
         (["--ckpt_path", "no.ckpt"], "no.ckpt does not exist, expected a checkpoint"),
         (
@@ -173,6 +175,12 @@ def test_infinite_loss_is_one_line_and_keeps_what_was_saved(in_tmp_path, capsys)
     (saved,) = in_tmp_path.glob("runs/test/tiny/*/checkpoints/last.ckpt")
     weights = torch.load(saved, weights_only=True)["state_dict"]
     assert all(value.isfinite().all() for key, value in weights.items() if "model." in key)
+
+
+def test_a_batch_of_one_value_is_one_line(in_tmp_path, capsys):
+    recipe = tiny_recipe(in_tmp_path)
+    line = error_of(capsys, zoo.train.main([str(recipe), "--data.batch_size", "1"]))
+    assert "raise --data.init_args.batch_size" in line
 
 
 def test_debug_variable_shows_the_traceback(monkeypatch):

@@ -14,10 +14,12 @@ _LIGHTNING = Path(lightning.__file__).parent
 _REFUSALS = (ImportError, NotImplementedError, RuntimeError, TypeError, ValueError)
 _PRECISION = re.compile(r"not implemented for|dtype|scalar type|data type|Half|BFloat16", re.I)
 _UNUSED = "parameters that were not used in producing the loss"
+_LONELY = "Expected more than 1 value per channel when training"
 
 
 def refused(error: Exception, settings: Any) -> str | None:
-    """The reason, with what to do, if an error is about a setting of the trainer.
+    """The reason, with what to do, if an error is about a setting of the trainer, or of the data
+    such that what it does with them cannot go on.
 
     Args:
         error: what was raised while the trainer was built or at work.
@@ -28,6 +30,11 @@ def refused(error: Exception, settings: Any) -> str | None:
         return (
             "not all parameters are used in every step, which the strategy ddp does not expect: "
             "set --trainer.strategy ddp_find_unused_parameters_true"
+        )
+    if _LONELY in reason:
+        return (
+            "a batch of a single value, of which batch norm takes no variance: raise "
+            "--data.init_args.batch_size, or the size of the samples"
         )
     if isinstance(error, _REFUSALS) and _raised_in(error, _LIGHTNING):
         if settings.accelerator in ("gpu", "cuda") and isinstance(error, MisconfigurationException):
