@@ -3,8 +3,9 @@
 
 Pyramid, proposals and heads are torchvision's, in the sizes of MMDetection's configuration: five
 levels of 256 channels, a box head of two layers of 1,024, a mask head of four convolutions. Without
-masks it is Faster R-CNN. torchvision samples the regions and rounds the anchors in other ways than
-MMDetection, whose checkpoints are therefore not mapped; a backbone starts from its classifier's.
+masks it is Faster R-CNN. Where torchvision computes something else than MMDetection, whose
+checkpoints load as they are, :mod:`zoo.models.vision._detection` replaces it: on random weights the
+boxes, scores and masks equal those of mmdet 3.3.0. The losses are torchvision's (smooth L1).
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection import MaskRCNN as TorchvisionMaskRCNN
-from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import FeaturePyramidNetwork
@@ -25,10 +25,11 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from zoo.errors import ZooError
 from zoo.models.registry import register_model
+from zoo.models.vision._detection import Anchors, Regions, Scaling, from_mmdetection
 from zoo.models.vision.upernet import FeatureMaps
 
-#: Cells of a region of interest, per side, in the box head.
-_REGION = 7
+#: Cells of a region of interest, per side, in the box head and in the mask head.
+_REGION, _MASK_REGION = 7, 14
 
 
 class MaskRCNN(nn.Module):
@@ -76,14 +77,12 @@ class MaskRCNN(nn.Module):
         self.num_classes, self.masks = num_classes, masks
         pyramid = Pyramid(backbone, backbone_args or {}, channels, out_norms)
         shared: dict[str, Any] = {
-            "min_size": short_side,
-            "max_size": long_side,
-            "image_mean": list(IMAGENET_DEFAULT_MEAN),
-            "image_std": list(IMAGENET_DEFAULT_STD),
-            "rpn_anchor_generator": AnchorGenerator(
-                tuple((anchor_side * 2**i,) for i in range(pyramid.levels)),
-                ((0.5, 1.0, 2.0),) * pyramid.levels,
+            "rpn_anchor_generator": Anchors(
+                pyramid.strides,
+                [[anchor_side * 2**i] for i in range(len(pyramid.strides))],
+                (0.5, 1.0, 2.0),
             ),
+            "box_roi_pool": Regions(pyramid.strides[:-1], _REGION),
             "box_head": TwoMLPHead(channels * _REGION**2, head_channels),
             "box_predictor": FastRCNNPredictor(head_channels, num_classes + 1),
             "rpn_post_nms_top_n_train": proposals,
@@ -93,9 +92,13 @@ class MaskRCNN(nn.Module):
         }
         if masks:
             width = head_channels // 4
+            shared["mask_roi_pool"] = Regions(pyramid.strides[:-1], _MASK_REGION)
             shared["mask_head"] = MaskRCNNHeads(channels, (width,) * 4, 1)
             shared["mask_predictor"] = MaskRCNNPredictor(width, width, num_classes + 1)
         self.detector = (TorchvisionMaskRCNN if masks else FasterRCNN)(pyramid, **shared)
+        self.detector.transform = Scaling(
+            short_side, long_side, list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD)
+        )
 
     def forward(
         self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None
@@ -127,6 +130,24 @@ class MaskRCNN(nn.Module):
             heads += ("mask_predictor.mask_fcn_logits",)
         return tuple(f"detector.roi_heads.{head}" for head in heads)
 
+    def remap_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """MMDetection's names to ours, the backbone's as its authors have them."""
+        if not any(key.startswith("rpn_head.") for key in state_dict):
+            return state_dict
+        inner = {
+            k.removeprefix("backbone."): v
+            for k, v in state_dict.items()
+            if k.startswith("backbone.")
+        }
+        heads = {k: v for k, v in state_dict.items() if not k.startswith("backbone.")}
+        return {
+            **{f"detector.{k}": v for k, v in from_mmdetection(heads).items()},
+            **{
+                f"detector.backbone.maps.{k}": v
+                for k, v in self.encoder.remap_state_dict(inner).items()
+            },
+        }
+
 
 class Pyramid(nn.Module):
     """A backbone's maps, and a feature pyramid over them with one level more.
@@ -140,36 +161,58 @@ class Pyramid(nn.Module):
         super().__init__()
         self.maps = FeatureMaps(backbone, out_norms, **backbone_args)
         dims: Sequence[int] = self.maps.dims
-        self.levels, self.out_channels = len(dims) + 1, channels
+        self.out_channels = channels
+        self.strides = [*self.maps.strides, 2 * self.maps.strides[-1]]
         self.fpn = FeaturePyramidNetwork(list(dims), channels, LastLevelMaxPool())
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """Image -> maps."""
-        # torchvision looks for the levels it pools from by the names "0" to "3"
         named = OrderedDict((str(i), x) for i, x in enumerate(self.maps(image)))
         return self.fpn(named)
 
 
-# VMamba's table: one schedule of 12 epochs on COCO, average precision of boxes and of masks.
+# The published variants: average precision of boxes and of masks on COCO after 12 epochs.
+
+_VMAMBA = "https://github.com/MzeroMiko/VMamba/releases/download/%23v2det/mask_rcnn_vssm_fpn_coco_"
 
 
-def _mask_rcnn(kwargs: dict[str, Any], backbone: str) -> MaskRCNN:
-    return MaskRCNN(**{"backbone": backbone, **kwargs})
+def _mask_rcnn(kwargs: dict[str, Any], backbone: str, **backbone_args: Any) -> MaskRCNN:
+    args = {**backbone_args, **kwargs.pop("backbone_args", {})}
+    return MaskRCNN(**{"backbone": backbone, "backbone_args": args, **kwargs})
 
 
-@register_model(parameters=49_759_669)
+@register_model(source=_VMAMBA + "tiny_s_epoch_12.pth", parameters=49_759_669)
 def mask_rcnn_vmamba_tiny(**kwargs: Any) -> MaskRCNN:
     """Mask R-CNN on VMamba-T [s1l8]: the authors report AP 47.3 and 42.7 on COCO."""
     return _mask_rcnn(kwargs, "vmamba_tiny")
 
 
-@register_model(parameters=69_658_357)
+@register_model(source=_VMAMBA + "small_epoch_11.pth", parameters=69_658_357)
 def mask_rcnn_vmamba_small(**kwargs: Any) -> MaskRCNN:
     """Mask R-CNN on VMamba-S [s2l15]: the authors report AP 48.7 and 43.7 on COCO."""
     return _mask_rcnn(kwargs, "vmamba_small_s2l15")
 
 
-@register_model(parameters=107_935_733)
+@register_model(source=_VMAMBA + "base_epoch_11.pth", parameters=107_935_733)
 def mask_rcnn_vmamba_base(**kwargs: Any) -> MaskRCNN:
     """Mask R-CNN on VMamba-B [s2l15]: the authors report AP 49.2 and 44.1 on COCO."""
     return _mask_rcnn(kwargs, "vmamba_base_s2l15")
+
+
+@register_model(parameters=26_203_273)
+def mask_rcnn_efficientvmamba_tiny(**kwargs: Any) -> MaskRCNN:
+    """Mask R-CNN on EfficientVMamba-T; the authors' file has nine blocks in the third stage where
+    its name and the weights that it starts from have four (``depths: [2, 2, 9, 2]``)."""
+    return _mask_rcnn(kwargs, "efficientvmamba_tiny")
+
+
+@register_model(parameters=44_268_061)
+def mask_rcnn_efficientvmamba_small(**kwargs: Any) -> MaskRCNN:
+    """Mask R-CNN on EfficientVMamba-S with 96 channels, as the authors' file has it."""
+    return _mask_rcnn(kwargs, "efficientvmamba_small", dims=96)
+
+
+@register_model(parameters=53_227_741)
+def mask_rcnn_efficientvmamba_base(**kwargs: Any) -> MaskRCNN:
+    """Mask R-CNN on EfficientVMamba-B."""
+    return _mask_rcnn(kwargs, "efficientvmamba_base")

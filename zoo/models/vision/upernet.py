@@ -128,6 +128,7 @@ class FeatureMaps(nn.Module):
         self.net = timm.create_model(name, features_only=True, **kwargs)
         self.channels_last = getattr(self.net, "output_fmt", "NCHW") == "NHWC"
         self.dims: Sequence[int] = self.net.feature_info.channels()
+        self.strides: Sequence[int] = self.net.feature_info.reduction()
         for i, dim in enumerate(self.dims if out_norms else ()):
             self.add_module(f"outnorm{i}", LayerNorm2d(dim, eps=1e-5))
 
