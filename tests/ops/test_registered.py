@@ -67,6 +67,12 @@ def given(op: str) -> dict[str, object]:
             cache=r(2, 3, 9, 4), kv_len=torch.tensor([2, 4]), path=torch.tensor([[0, 2], [1, 3]]),
             count=torch.tensor([2, 1]), tree_start=torch.tensor([2, 4]),
         ),
+        "cauchy_kernel": dict(v=r(2, 3, 4, 2), z=r(5, 2), w=r(3, 4, 2)),
+        "cauchy_kernel_backward": dict(
+            dout=r(2, 3, 5, 2), v=r(2, 3, 4, 2), z=r(5, 2), w=r(3, 4, 2)
+        ),
+        "vandermonde_kernel": dict(v=r(2, 3, 4, 2), x=r(3, 4, 2), length=5),
+        "vandermonde_transpose": dict(u=r(2, 3, 5), x=r(3, 4, 2), moments=2),
     }[op]  # fmt: skip
 
 
@@ -74,11 +80,17 @@ NAMES = [s.split("(")[0] for s in _library.schemas() if "Tensor" in s]
 TENSORS = [(op, name) for op in NAMES for name, a in given(op).items() if isinstance(a, Tensor)]
 CHANGED = {"causal_conv1d_update": "conv_state", "selective_state_update": "state",
            "commit_path": "cache"}  # fmt: skip
+#: Whose first dimension no other argument settles.
+FREE_FIRST = {
+    ("cauchy_kernel", "v"), ("cauchy_kernel", "z"), ("vandermonde_kernel", "v"),
+    ("vandermonde_transpose", "u"),
+}  # fmt: skip
 #: Whose last dimension no other argument settles.
 FREE = {
     ("causal_conv1d", "x"), ("causal_conv1d_update", "x"), ("causal_conv1d_update", "conv_state"),
     ("causal_conv1d_update", "weight"), ("tree_attention", "anc_bits"),
     ("tree_attention", "block_table"), ("commit_path", "cache"), ("commit_path", "path"),
+    ("vandermonde_transpose", "u"),
 }  # fmt: skip
 
 
@@ -118,7 +130,7 @@ def test_wrong_tensors_are_refused(op, name):
         wrong += [t.to(torch.complex64)]
     if not (op.startswith("cross") or name == "cache"):
         wrong += [t.double() if t.is_floating_point() else t.float()]
-        wrong += [torch.cat([t, t[:1]])]
+        wrong += [] if (op, name) in FREE_FIRST else [torch.cat([t, t[:1]])]
     if (op, name) not in FREE and not op.startswith("cross"):
         wrong += [torch.cat([t, t[..., :1]], dim=-1)]
     for i, other in enumerate(wrong):
@@ -149,6 +161,10 @@ def test_memory_that_has_been_taken_away_is_not_read(op, name):
     ("ssd", "chunk_size", n) for n in (0, -1)
 ] + [
     ("cross_merge", name, n) for name in ("height", "width") for n in (0, -4, 2**31, 2**62)
+] + [
+    ("vandermonde_kernel", "length", n) for n in (-1, 2**31, 2**62, -(2**63))
+] + [
+    ("vandermonde_transpose", "moments", n) for n in (0, 3, -1, 2**62)
 ])  # fmt: skip
 def test_wrong_numbers_are_refused(op, name, number):
     refuses(op, given(op) | {name: number})

@@ -17,6 +17,8 @@ OPS = (
     "cross_scan",
     "cross_merge",
     "tree_attention",
+    "cauchy_kernel",
+    "vandermonde_kernel",
     "models",
 )
 

@@ -8,6 +8,7 @@ from zoo.bench.convolutions import CausalConv1d, CausalConv1dUpdate
 from zoo.bench.mamba2 import Ssd
 from zoo.bench.scan_orders import CrossMerge, CrossScan
 from zoo.bench.scans import LongScan, SelectiveScan, SelectiveStateUpdate
+from zoo.bench.ssm_kernels import CauchyKernel, VandermondeKernel
 
 #: Mamba-130m (dim 1536, state 16), the first stage of VMamba-T (dim 2 x 192, state 1), Mamba-2 130m
 #: (24 heads of 64, state 128), a draft tree of 64 nodes on a model of 7B.
@@ -46,6 +47,12 @@ CPU: tuple[Case, ...] = (
     TreeAttention(dtype="bfloat16"),
     TreeAttention(kv_heads=8),
     TreeAttention(nodes=1, prefix=8192),
+    *(
+        case(length=length, backward=backward)
+        for case in (CauchyKernel, VandermondeKernel)
+        for length in (1024, 16384)
+        for backward in (False, True)
+    ),
 )
 
 GPU: tuple[Case, ...] = (
@@ -72,6 +79,11 @@ GPU: tuple[Case, ...] = (
     TreeAttention(),
     TreeAttention(prefix=8192),
     TreeAttention(prefix=8192, batch=8, kv_heads=8),
+    *(
+        case(backward=backward)
+        for case in (CauchyKernel, VandermondeKernel)
+        for backward in (False, True)
+    ),
 )
 
 #: Run at lengths from 256 to 262144.
@@ -91,4 +103,6 @@ QUICK: tuple[Case, ...] = (
     CrossMerge(batch=1, channels=16, height=14, width=14),
     Ssd(length=128, heads=2, state=16),
     TreeAttention(nodes=8, prefix=64, heads=2, kv_heads=1, head_dim=32),
+    CauchyKernel(features=4, poles=4, length=128),
+    VandermondeKernel(features=4, modes=4, length=128),
 )

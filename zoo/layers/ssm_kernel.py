@@ -31,6 +31,7 @@ from zoo.layers.ssm_recurrence import (
     matrix_power,
     with_conjugates,
 )
+from zoo.ops import cauchy_kernel, vandermonde_kernel
 
 TRANSFORMS = ("none", "exp", "relu", "sigmoid", "softplus")
 DISCRETISATIONS = ("zoh", "bilinear", "dss")
@@ -201,6 +202,8 @@ class DiagonalKernel(nn.Module):
     def _discrete(self, rate: float, length: int | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """log of A-bar, A-bar, B-bar ``[H, N]`` and C ``[C, H, N]``."""
         dt, A, B, C = self.continuous(rate)
+        if self.is_real:
+            A, B, C = (t.to(torch.promote_types(t.dtype, torch.complex64)) for t in (A, B, C))
         x = dt * A
         if self.disc == "zoh":
             # exp(x) - 1, exact where x is small
@@ -233,13 +236,12 @@ class DiagonalKernel(nn.Module):
             ZooError: if a state is given for "dss", whose kernel depends on the length.
         """
         log_A, A_bar, B_bar, C = self._discrete(rate, L)
-        K = vandermonde(C * B_bar, log_A, L)
+        K = vandermonde_kernel(C * B_bar, log_A, L)
         if state is None:
             return K, None
         if self.disc == "dss":
             raise ZooError("disc='dss' is a softmax over the length: no state passes between parts")
-        rows = (C * (A_bar * state)[:, None]).flatten(0, 1)
-        return K, vandermonde(rows, log_A, L).unflatten(0, (state.shape[0], self.channels))
+        return K, vandermonde_kernel(C * (A_bar * state)[:, None], log_A, L)
 
     @torch.no_grad()
     def recurrence(self, mode: str | None = None, rate: float = 1.0) -> Recurrence:
@@ -333,7 +335,7 @@ class NPLRKernel(DiagonalKernel):
             B = torch.cat([(s[..., :N] / dt + s_A[..., :N] / 2), B])
         rows = torch.cat([B, P])[:, None] * torch.cat([C, P.conj()]) * dt  # [(B+)1+R, C+R, H, N]
         z = _nodes(length, A)
-        r = cauchy(rows.flatten(0, 1), z, A * dt).unflatten(0, rows.shape[:2])
+        r = cauchy_kernel(rows, z, A * dt)
         # 2/(1 + omega) = 1 + z/2
         K = torch.fft.irfft(_woodbury(r, P.shape[0]) * (1 + z / 2), n=length)[..., :L]
         return K[-1], None if state is None else K[:-1]
@@ -408,18 +410,6 @@ def check_stable(A_bar: Tensor, allowed_by: str | None) -> None:
             f"the state matrix is unstable: its largest eigenvalue is {largest:.4g} "
             "a step, expected at most 1; train with real_transform='exp' or load other weights"
         )
-
-
-def vandermonde(v: Tensor, x: Tensor, length: int) -> Tensor:
-    """2 Re sum_n v_n exp(x_n l) for l = 0 ... length - 1: ``[R, H, N]`` to ``[R, H, length]``."""
-    powers = torch.exp(x[..., None] * torch.arange(length, device=x.device))
-    return 2 * torch.einsum("rhn,hnl->rhl", v, powers).real
-
-
-def cauchy(v: Tensor, z: Tensor, w: Tensor) -> Tensor:
-    """sum_n v_n/(z - w_n) and the conjugate pairs': ``[R, H, N]`` to ``[R, H, len(z)]``."""
-    v, w = with_conjugates(v), with_conjugates(w)
-    return (v[..., None] / (z - w[..., None])).sum(-2)
 
 
 def _nodes(length: int, like: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from zoo.errors import ZooError
 from zoo.layers.cache import LayerState
+from zoo.ops import vandermonde_transpose
 
 #: Steps that a chunk's state is advanced by at once where A-bar is a matrix.
 SPAN = 64
@@ -101,11 +102,8 @@ class DiagonalRecurrence(Recurrence):
 
     def advance(self, state: Tensor, u: Tensor) -> Tensor:
         """By the powers of A."""
-        L = u.shape[-1]
-        back = torch.arange(L - 1, -1, -1, device=u.device)
-        powers = torch.exp(self.log_A[..., None] * back)  # [H, N, L]
-        seen = torch.einsum("bhl,hnl->bhn", u.to(powers.dtype), powers)
-        return torch.exp(self.log_A * L) * state + self.B * seen
+        seen = vandermonde_transpose(u.flip(-1), self.log_A)
+        return torch.exp(self.log_A * u.shape[-1]) * state + self.B * seen
 
 
 class DenseRecurrence(Recurrence):

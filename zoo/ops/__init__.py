@@ -6,6 +6,7 @@ from zoo.ops.butterfly import (
     butterfly_fft_reference,
     butterfly_sizes,
 )
+from zoo.ops.cauchy_kernel import cauchy_kernel, cauchy_kernel_reference
 from zoo.ops.causal_conv1d import (
     causal_conv1d,
     causal_conv1d_reference,
@@ -30,12 +31,20 @@ from zoo.ops.state_passing_conv import (
     state_passing_conv_reference,
 )
 from zoo.ops.tree_attention import commit_path, tree_attention, tree_attention_reference
+from zoo.ops.vandermonde_kernel import (
+    vandermonde_kernel,
+    vandermonde_kernel_reference,
+    vandermonde_transpose,
+    vandermonde_transpose_reference,
+)
 
 __all__ = [
     "butterfly_conv",
     "butterfly_fft",
     "butterfly_fft_reference",
     "butterfly_sizes",
+    "cauchy_kernel",
+    "cauchy_kernel_reference",
     "causal_conv1d",
     "causal_conv1d_reference",
     "causal_conv1d_update",
@@ -57,4 +66,8 @@ __all__ = [
     "state_passing_conv_reference",
     "tree_attention",
     "tree_attention_reference",
+    "vandermonde_kernel",
+    "vandermonde_kernel_reference",
+    "vandermonde_transpose",
+    "vandermonde_transpose_reference",
 ]

@@ -14,6 +14,18 @@ from torch import Tensor
 from zoo.errors import ZooError
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+#: Complex dtypes, with that of their parts.
+COMPLEX = {torch.complex64: torch.float32, torch.complex128: torch.float64}
+
+
+def as_pairs(t: Tensor) -> Tensor:
+    """Complex numbers as contiguous pairs, which is what the kernels take."""
+    return torch.view_as_real(t.resolve_conj()).contiguous()
+
+
+def as_complex(t: Tensor) -> Tensor:
+    """Pairs as complex numbers."""
+    return torch.view_as_complex(t)
 
 
 class Arguments:

@@ -224,3 +224,49 @@ def ssd_backward(
     checks.plain("dlast_state", dlast_state, (batch, heads, head_dim, state), dt.dtype)
     spans = -(-length // span)
     checks.plain("borders", borders, (batch, spans, heads, head_dim * state), dt.dtype)
+
+
+def _pairs(op: str, name: str, main: Tensor, dims: str) -> Arguments:
+    given = Arguments(op, name, main)
+    given.that(
+        main.dtype in (torch.float32, torch.float64),
+        f"{name} must be float32 or float64, got {main.dtype}",
+    )
+    given.has_dims(name, main, dims)
+    given.plain(name, main, (*[None] * (main.dim() - 1), 2), main.dtype)
+    return given
+
+
+def _cauchy(op: str, v: Tensor, z: Tensor, w: Tensor) -> Arguments:
+    given = _pairs(op, "v", v, "rows features poles 2")
+    given.not_empty("v", v, 1, 2)
+    given.plain("z", z, (None, 2), v.dtype)
+    given.plain("w", w, (*v.shape[1:3], 2), v.dtype)
+    return given
+
+
+def cauchy_kernel(v: Tensor, z: Tensor, w: Tensor) -> None:
+    """Of ``zoo::cauchy_kernel``."""
+    _cauchy("cauchy_kernel", v, z, w)
+
+
+def cauchy_kernel_backward(dout: Tensor, v: Tensor, z: Tensor, w: Tensor) -> None:
+    """Of ``zoo::cauchy_kernel_backward``."""
+    given = _cauchy("cauchy_kernel_backward", v, z, w)
+    given.plain("dout", dout, (*v.shape[:2], z.shape[0], 2), v.dtype)
+
+
+def vandermonde_kernel(v: Tensor, x: Tensor, length: int) -> None:
+    """Of ``zoo::vandermonde_kernel``."""
+    given = _pairs("vandermonde_kernel", "x", x, "features modes 2")
+    given.not_empty("x", x, 0, 1)
+    given.that(0 <= length < 2**31, f"length is {length}, expected at least 0 and below 2^31")
+    given.plain("v", v, (None, *x.shape), x.dtype)
+
+
+def vandermonde_transpose(u: Tensor, x: Tensor, moments: int) -> None:
+    """Of ``zoo::vandermonde_transpose``."""
+    given = _pairs("vandermonde_transpose", "x", x, "features modes 2")
+    given.not_empty("x", x, 0, 1)
+    given.that(moments in (1, 2), f"moments is {moments}, expected 1 or 2")
+    given.plain("u", u, (None, x.shape[0], None), x.dtype)

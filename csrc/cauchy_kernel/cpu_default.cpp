@@ -1,0 +1,1 @@
+#include "cauchy_kernel/cpu_body.h"

@@ -1,0 +1,1 @@
+#include "vandermonde_kernel/cpu_body.h"
