@@ -189,6 +189,14 @@ TINY: dict[str, tuple[str, tuple[str, ...]]] = {
             "--trainer.val_check_interval=null",
         ),
     ),
+    "SequenceClassification": (
+        "ssm/lmuformer/small",
+        (
+            "--data.init_args.sample={train: 8, val: 4, test: 6}",
+            "--data.init_args.batch_size=4",
+            "--model.init_args.model_args={in_channels: 24, embed_dims: 8, num_heads: 2}",
+        ),
+    ),
     "SpeechRecognition": (
         "speech/samba_asr/small",
         (

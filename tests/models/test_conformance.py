@@ -62,6 +62,17 @@ EXCLUDED: list[tuple[str, str, str]] = [
         "any_size_or_a_clear_error",
         "vision/smp:smp_fpn vision/smp:smp_segformer",
     ),
+    (
+        "a spike is a choice that rounding changes",
+        "bfloat16 autocast",
+        "ssm/lmuformer:lmuformer_attention",
+    ),
+    (
+        "the one neuron before the memory rests, so short is the sequence; "
+        "tests/models/ssm/test_lmuformer.py has a longer one",
+        "a_step_changes_every_parameter",
+        "ssm/lmuformer:lmuformer_spiking ssm/lmuformer:lmuformer_spiking_early",
+    ),
 ]
 #: test -> names that fail it, for a reason that nobody has looked for yet: a list that shrinks.
 UNEXPLAINED: dict[str, set[str]] = {

@@ -2,8 +2,9 @@
 
 They stand in their families: :mod:`zoo.models.language._protocol` (language models, which all ways
 of decoding serve), :mod:`zoo.models.decoding._protocol` (draft heads),
-:mod:`zoo.models.speech._protocol` (recognisers), :mod:`zoo.models.vision._protocol` (detectors) and
-:mod:`zoo.models.multimodal._protocol` (generators of image tokens).
+:mod:`zoo.models.speech._protocol` (recognisers), :mod:`zoo.models.vision._protocol` (detectors),
+:mod:`zoo.models.multimodal._protocol` (generators of image tokens) and
+:mod:`zoo.models.ssm._protocol` (classifiers of sequences).
 """
 
 from __future__ import annotations

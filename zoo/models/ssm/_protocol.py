@@ -1,0 +1,51 @@
+"""What a classifier of long sequences is; :class:`zoo.tasks.SequenceClassification` trains one."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+
+class SequenceClassifier(Protocol):
+    """An ``nn.Module`` that gives a sequence one of several classes.
+
+    Its constructor takes ``num_classes``.
+
+    Attributes:
+        d_input: F, features of a step; None if a step is a token.
+        vocab_size: number of different tokens, padding (0) included; None if a step has features.
+        paired: whether it compares two sequences.
+    """
+
+    d_input: int | None
+    vocab_size: int | None
+    paired: bool
+
+    def forward(self, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Classify.
+
+        Args:
+            inputs: features [B, L, F] or tokens [B, L], padding at the ends; of a paired model
+                [B, 2, L, F] or [B, 2, L].
+            lengths: steps of each [B], of a paired model [B, 2]; None: all of L.
+
+        Returns:
+            logits [B, num_classes], on which padding has no influence.
+        """
+
+
+class ClassifierStream(Protocol):
+    """Sequences that come in pieces, in evaluation mode."""
+
+    def feed(self, inputs: Tensor, last: bool = False) -> Tensor:
+        """Take in features [B, l, F]; logits [B, n, num_classes] after each step that is now
+        complete. The newest may have to wait for the next piece, unless it is the ``last``; then
+        the last logits are those of the whole."""
+
+
+class StreamingClassifier(SequenceClassifier, Protocol):
+    """A classifier that can answer while a sequence is still coming."""
+
+    def stream(self) -> ClassifierStream:
+        """Begin to listen."""

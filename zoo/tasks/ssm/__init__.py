@@ -1,0 +1,1 @@
+"""Tasks: structured state spaces."""
