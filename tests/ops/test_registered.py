@@ -37,7 +37,21 @@ def given(op: str) -> dict[str, object]:
         D=r(4, 5), z=r(2, 9, 4, 5), initial_state=r(2, 4, 5, 3),
         seq_idx=torch.zeros(2, 9, dtype=i32), reverse=False, span=256, chunk_size=4,
     )  # fmt: skip
+    delta = dict(q=r(2, 40, 3, 5), k=r(2, 40, 3, 5), v=r(2, 40, 3, 4), beta=r(2, 40, 3),
+                 decay=r(2, 40, 3), initial_state=r(2, 3, 5, 4), span=32)  # fmt: skip
+    lstm = dict(R=r(4, 3, 5, 5), initial_states=r(2, 2, 3, 5), cell=1)
     return {
+        "delta_rule": delta,
+        "delta_rule_backward": dict(
+            dout=r(2, 40, 3, 4), dlast_state=r(2, 3, 5, 4), borders=r(2, 2, 3, 20), **delta
+        ),
+        "recurrent_cell": dict(
+            Wx=r(2, 9, 4, 3, 5), R=lstm["R"], b=r(4, 3, 5), initial_states=lstm["initial_states"],
+            cell=1, keep_gates=True,
+        ),
+        "recurrent_cell_backward": dict(
+            dstates=r(2, 2, 9, 3, 5), states=r(2, 2, 9, 3, 5), gates=r(2, 9, 4, 3, 5), **lstm
+        ),
         "causal_conv1d": conv,
         "causal_conv1d_backward": dict(dout=r(2, 4, 9), **conv),
         "causal_conv1d_update": dict(
@@ -158,6 +172,12 @@ def test_memory_that_has_been_taken_away_is_not_read(op, name):
 ] + [
     ("ssd_backward", "span", n) for n in (0, -256, 64)
 ] + [
+    ("delta_rule", "span", n) for n in (-32, 1, 64, 2**62)
+] + [
+    ("delta_rule_backward", "span", n) for n in (0, 64)
+] + [
+    (op, "cell", n) for op in ("recurrent_cell", "recurrent_cell_backward") for n in (-1, 4, 2**40)
+] + [
     ("ssd", "chunk_size", n) for n in (0, -1)
 ] + [
     ("cross_merge", name, n) for name in ("height", "width") for n in (0, -4, 2**31, 2**62)
@@ -180,6 +200,7 @@ def test_sizes_whose_product_wraps_around_are_refused():
 @pytest.mark.parametrize("op, name", [
     ("causal_conv1d", "x"), ("causal_conv1d_backward", "x"), ("causal_conv1d_update", "x"),
     ("selective_scan", "u"), ("selective_state_update", "state"), ("ssd", "x"), ("cross_scan", "x"),
+    ("delta_rule", "k"), ("recurrent_cell", "Wx"),
 ])  # fmt: skip
 def test_empty_dimensions_are_refused(op, name):
     right = given(op)
@@ -291,6 +312,7 @@ state = r(8, 64, 32)
 step = [r(8, 64), r(8, 64).abs(), -r(64, 32).abs(), r(8, 32), r(8, 32)]
 q, k, lengths = r(2, 4, 2, 8), r(2, 2, 32, 8), torch.tensor([8, 9])
 bits = torch.tensor([[[1], [3]]] * 2)
+R = r(1, 4, 8, 8)
 
 def run():
     found = []
@@ -307,6 +329,8 @@ def run():
     found.append(ops.selective_state_update(state.clone(), *step))
     found.append(ops.causal_conv1d_update(x.detach()[..., 0], r(2, 8, 3) * 0, w))
     found.append(ops.tree_attention(q, k, k, lengths, bits))
+    found.append(ops.delta_rule(X, X, X, dt.sigmoid()))
+    found.append(ops.recurrent_cell(X[:, :, None], R, R[..., 0], cell="elman")[0])
     return [f.detach() for f in found]
 
 expected = run()
