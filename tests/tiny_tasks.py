@@ -22,9 +22,10 @@ _LLAMA = (
 )
 _UNITS = (
     f"--model.init_args.target_args={_LLAMA % 2}",
-    "--data.init_args.samples=16",
+    "--data.init_args.samples=64",
     "--data.init_args.length=32",
     "--data.init_args.batch_size=4",
+    "--trainer.limit_train_batches=4",
     "--model.init_args.decoding_test.prompts=2",
     "--model.init_args.decoding_test.new_tokens=8",
 )
@@ -81,23 +82,11 @@ TINY: dict[str, tuple[str, tuple[str, ...]]] = {
     "Segmentation": (
         "dense/wau/small",
         (
-            # a tenth of the volumes, of eight slices each, is for validation
-            "--data.init_args.sample={train: 152, val: 8, test: 16, size: 32}",
+            "--data.init_args.sample={train: 16, val: 8, test: 16, size: 32}",
             "--data.init_args.image_size=32",
             "--data.init_args.batch_size=4",
-            "--trainer.limit_train_batches=2",
             "--model.init_args.model_args.widths=[8, 16, 16]",
             "--model.init_args.model_args.head_dim=8",
-        ),
-    ),
-    "Segmentation in stages": (
-        "dense/sinet/small",
-        (
-            "--data.init_args.sample={train: 8, val: 4, test: 6, size: 32}",
-            "--data.init_args.image_size=32",
-            "--data.init_args.batch_size=4",
-            "--model.init_args.encoder_epochs=1",
-            "--trainer.max_epochs=2",
         ),
     ),
     "CrowdCounting": (
@@ -187,14 +176,6 @@ TINY: dict[str, tuple[str, tuple[str, ...]]] = {
             "--model.init_args.length_test={lengths: [8, 16], steps: 2}",
             "--trainer.max_steps=-1",
             "--trainer.val_check_interval=null",
-        ),
-    ),
-    "SequenceClassification": (
-        "ssm/lmuformer/small",
-        (
-            "--data.init_args.sample={train: 8, val: 4, test: 6}",
-            "--data.init_args.batch_size=4",
-            "--model.init_args.model_args={in_channels: 24, embed_dims: 8, num_heads: 2}",
         ),
     ),
     "SpeechRecognition": (

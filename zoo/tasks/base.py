@@ -184,7 +184,7 @@ class Task(FilePrediction):
         return self.model if self.ema is None else self.ema.module
 
     @property
-    def is_staged(self) -> bool:
+    def has_unused_parameters(self) -> bool:
         """Whether there are steps in which some of the parameters that learn get no gradient."""
         return False
 
@@ -215,7 +215,7 @@ class Task(FilePrediction):
                 )
             self.ema = ModelEmaV3(self.model, self.ema_decay, use_warmup=self.ema_warmup)
             self.ema.requires_grad_(False)
-        if stage == "fit" and isinstance(self.trainer.strategy, DDPStrategy) and self.is_staged:
+        if stage == "fit" and isinstance(self.trainer.strategy, DDPStrategy) and self.has_unused_parameters:
             self.trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
 
     def _averaging_callbacks(self) -> list[WeightAveraging]:

@@ -135,7 +135,7 @@ class Segmentation(DenseTask):
         return interpolate(logits, size=tuple(size), mode="bilinear")
 
     @property
-    def is_staged(self) -> bool:
+    def has_unused_parameters(self) -> bool:
         """The encoder may come first."""
         return self.encoder_epochs > 0
 
