@@ -82,11 +82,23 @@ TINY: dict[str, tuple[str, tuple[str, ...]]] = {
     "Segmentation": (
         "dense/wau/small",
         (
-            "--data.init_args.sample={train: 16, val: 8, test: 16, size: 32}",
+            # a tenth of the volumes, of eight slices each, is for validation
+            "--data.init_args.sample={train: 152, val: 8, test: 16, size: 32}",
             "--data.init_args.image_size=32",
             "--data.init_args.batch_size=4",
+            "--trainer.limit_train_batches=2",
             "--model.init_args.model_args.widths=[8, 16, 16]",
             "--model.init_args.model_args.head_dim=8",
+        ),
+    ),
+    "Segmentation in stages": (
+        "dense/sinet/small",
+        (
+            "--data.init_args.sample={train: 8, val: 4, test: 6, size: 32}",
+            "--data.init_args.image_size=32",
+            "--data.init_args.batch_size=4",
+            "--model.init_args.encoder_epochs=1",
+            "--trainer.max_epochs=2",
         ),
     ),
     "CrowdCounting": (

@@ -57,14 +57,17 @@ def loader_of_shares(data: DataModule) -> DataLoader:
     return data._loader(dataset, sampler, size // SHARES)
 
 
-def without_chance(module: nn.Module) -> None:
-    """Group norm for batch norm; no dropout."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.modules.batchnorm._BatchNorm):
-            setattr(module, name, nn.GroupNorm(1, child.num_features))
-        elif isinstance(child, nn.modules.dropout._DropoutNd):
-            child.p = 0.0
-        without_chance(child)
+def without_chance(model: nn.Module) -> None:
+    """Batch norm as in evaluation, and no dropout."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.train(False)
+
+
+def _stay_in_evaluation(self: nn.Module, mode: bool = True) -> nn.Module:
+    return nn.Module.train(self, False)
 
 
 @contextmanager
@@ -108,8 +111,10 @@ def run(name: str, processes: int) -> dict[str, Any]:
             *overrides,
             "--model.init_args.optimizer.opt=sgd",
             "--model.init_args.optimizer.lr=0.01",
-            f"--data.init_args.eval_batch_size={3 if processes == 1 else 2}",
+            "--data.init_args.eval_batch_size=1",  # a mean of batches is one of samples
             "--trainer.enable_progress_bar=false",
+            "--trainer.limit_val_batches=null",
+            "--trainer.limit_test_batches=null",
         ],
     )
     task, data = recipe.build()
@@ -124,7 +129,10 @@ def run(name: str, processes: int) -> dict[str, Any]:
         trainer = recipe.build_trainer(**settings)
         tested = trainer.test(task, datamodule=data, verbose=False)[0]
         task.figures()
-        settings["accumulate_grad_batches"] = 1 if processes > 1 else SHARES
+        if processes == 1:
+            settings["accumulate_grad_batches"] = SHARES
+            limit = recipe.config.trainer.limit_train_batches
+            settings["limit_train_batches"] = limit and limit * SHARES
         trainer = recipe.build_trainer(**settings)
         trainer.fit(task, datamodule=data)
         scores = {key: float(value) for key, value in trainer.callback_metrics.items()}
@@ -141,6 +149,7 @@ def main() -> None:
     os.chdir(folder)
     quiet()
     torch.set_num_threads(1)
+    nn.modules.batchnorm._BatchNorm.train = _stay_in_evaluation
     rank, processes = (int(os.environ.get(key, value)) for key, value in _WORLD)
     for name in names:
         result = run(name, processes)
