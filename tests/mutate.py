@@ -38,10 +38,13 @@ import pytest
 import yaml
 
 from tests.mutations import Mutant, mutants
+from tests.test_house import imports, modules
 
 ROOT = Path(__file__).resolve().parent.parent
 SURVIVORS = ROOT / "tests" / "survivors.yaml"
 LIMIT = 0.05
+#: Tests of the conformance suite about matters that no change of a formula touches.
+SLOW = ("compile", "export", "int8", "bfloat16", "autocast", "adapters", "declared_count")
 
 
 def guards(file: Path) -> tuple[list[Path], list[str]]:
@@ -49,12 +52,12 @@ def guards(file: Path) -> tuple[list[Path], list[str]]:
     inner = file.relative_to("zoo")
     test = Path("tests") / inner.parent / f"test_{inner.stem.lstrip('_')}.py"
     functions = [str(test)] if test.exists() else []
-    own = Path("tests") / inner.with_suffix(".yaml")
-    if own.exists():
-        suite = "tests/models/test_conformance.py"
-        if Path(suite).exists():
-            functions += [suite, "-k", f"not conformance or {inner.parent.name}-{inner.stem}"]
-        return [own], functions
+    beside = Path("tests") / inner.parent
+    for own in (beside / f"{inner.stem}.yaml", beside / f"{inner.stem.lstrip('_')}.yaml"):
+        if own.exists():
+            chosen = f"{own.parent.name}-{own.stem} and not {' and not '.join(SLOW)}"
+            suite = ["tests/models/test_conformance.py", "-k", f"not conformance or {chosen}"]
+            return [own], functions + suite
     return sorted(Path("tests").glob("*/**/*.yaml")), functions
 
 
@@ -78,8 +81,9 @@ class Runner:
             raise SystemExit(f"{self.file}: the guards broke down on the file as it is")
         if found["faults"]:
             raise SystemExit(f"{self.file}: fails as it is: {found['faults'][0]}")
+        above = dependents(self.module)
         for name in found["modules"]:
-            if not name.startswith(("zoo", "tests", "test_", "conftest")):
+            if not name.startswith(("tests", "test_", "conftest")) and name not in above:
                 with contextlib.suppress(Exception):
                     importlib.import_module(name)
         self.cases = {k: (t, set(lines)) for k, (t, lines) in found["cases"].items()}
@@ -136,6 +140,16 @@ class Runner:
             return True
         chosen = Chosen(items)
         return pytest.main([*QUIET, "-x", *self.functions], plugins=[chosen]) == 0
+
+
+def dependents(module: str) -> set[str]:
+    """A module of zoo, and those that import it, directly or not."""
+    found, more = {module}, {module}
+    graph = {name: set(imports(file)) for name, file in modules().items()}
+    while more:
+        more = {name for name, targets in graph.items() if targets & found} - found
+        found |= more
+    return found
 
 
 QUIET = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header"]
