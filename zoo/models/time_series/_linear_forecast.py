@@ -44,6 +44,8 @@ class DLinear(nn.Module):
 
     def __init__(self, seq_len: int = 336, pred_len: int = 96, kernel_size: int = 25) -> None:
         super().__init__()
+        if kernel_size % 2 == 0:
+            raise ZooError(f"kernel_size is {kernel_size}, expected an odd number")
         self.seq_len, self.kernel_size = seq_len, kernel_size
         self.Linear_Seasonal = nn.Linear(seq_len, pred_len)
         self.Linear_Trend = nn.Linear(seq_len, pred_len)
