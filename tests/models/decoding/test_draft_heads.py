@@ -194,6 +194,23 @@ def test_specdec_pps_file_may_name_the_shared_block_once(tmp_path) -> None:
     assert_same(loaded, head)
 
 
+def test_heads_without_settings_are_the_papers() -> None:
+    target = make_model("llama")
+    medusa = MedusaHeads.for_target(target)
+    assert medusa.config == {
+        "d_model": WIDTH, "vocab_size": VOCAB, "num_heads": 5, "num_layers": 1
+    }  # fmt: skip
+    assert torch.equal(medusa.heads[4][-1].weight, target.lm_head.weight)
+    assert KangarooAdapter.for_target(target).config.exit_layer == 2
+    acceptance = AcceptanceHead.for_target(target)
+    assert acceptance.config == {"hidden_size": WIDTH, "num_layers": 3}
+    with torch.device("meta"):
+        exits = [
+            zoo.create_model(f"kangaroo_vicuna_{size}").config.exit_layer for size in ("7b", "13b")
+        ]
+    assert exits == [2, 3]
+
+
 def test_heads_that_are_not_there_or_of_another_kind(tmp_path) -> None:
     target = make_model("llama")
     with pytest.raises(ZooError, match="there are no heads 'nothing'"):

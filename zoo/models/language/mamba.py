@@ -153,6 +153,9 @@ class CausalLMOutput:
     hidden_states: tuple[Tensor, ...] | None = None
 
 
+torch.export.register_dataclass(CausalLMOutput)  # so that it can leave an exported program
+
+
 class MixerModel(nn.Module):
     """Embedding, blocks, norm."""
 
