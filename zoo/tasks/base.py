@@ -146,6 +146,7 @@ class Task(FilePrediction):
         """Take what the data decide, such as the names of the classes; they were checked."""
         if self.num_classes is not None:
             self.class_names = list(data.class_names)
+        self.data_facts = data.facts()
 
     @abstractmethod
     def training_loss(self, batch: Any) -> Tensor:
@@ -336,6 +337,8 @@ class Task(FilePrediction):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.class_names is not None:
             checkpoint["class_names"] = list(self.class_names)
+        if self.data_facts is not None:
+            checkpoint["data_facts"] = dict(self.data_facts)
         if "optimizer_states" not in checkpoint:  # one set of weights: the evaluated one
             for callback in self._averaging_callbacks():
                 callback.on_save_checkpoint(self.trainer, self, checkpoint)
@@ -347,8 +350,8 @@ class Task(FilePrediction):
             }
 
     def load_weights(self, checkpoint: Mapping[str, Any]) -> None:
-        """Take the evaluated weights of a checkpoint, and the names of the classes, if it has any;
-        the moving average, if there is one, ends here.
+        """Take the evaluated weights of a checkpoint, and what it has of the data: the names of the
+        classes, facts; the moving average, if there is one, ends here.
 
         Raises:
             ZooError: they are of another model.
@@ -358,6 +361,7 @@ class Task(FilePrediction):
         self.ema = None
         self.model.load_state_dict(weights)
         self.class_names = checkpoint.get("class_names", self.class_names)
+        self.data_facts = checkpoint.get("data_facts", self.data_facts)
 
     def check_resumable(self, checkpoint: Mapping[str, Any]) -> None:
         """Training can go on from a checkpoint only with its model, with EMA weights or without.
