@@ -6,10 +6,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+import jsonargparse
 import lightning
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 _LIGHTNING = Path(lightning.__file__).parent
+_JSONARGPARSE = Path(jsonargparse.__file__).parent
 #: What Lightning raises for a wrong setting; others that come from within it are defects.
 _REFUSALS = (ImportError, NotImplementedError, RuntimeError, TypeError, ValueError)
 _PRECISION = re.compile(r"not implemented for|dtype|scalar type|data type|Half|BFloat16", re.I)
@@ -25,6 +27,9 @@ def refused(error: Exception, settings: Any) -> str | None:
         error: what was raised while the trainer was built or at work.
         settings: the recipe's group ``trainer``.
     """
+    # what a callback or logger says of its arguments, in the words of one type of many that failed
+    while error.__cause__ is not None and _raised_in(error, _JSONARGPARSE):
+        error = error.__cause__  # type: ignore[assignment]
     reason = " ".join(str(error).split())
     if _UNUSED in reason:
         return (
