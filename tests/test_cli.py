@@ -195,6 +195,19 @@ def test_a_run_without_steps_logged_or_batches_tested(in_tmp_path, capsys):
     assert "limit_test_batches is 0: nothing is" in error_of(capsys, zoo.evaluate.main([str(run)]))
 
 
+@pytest.mark.parametrize(
+    "callback, expected",
+    [("BackboneFinetuning", "has no attribute 'backbone'"), ("LearningRateFinder", "should have")],
+)
+def test_a_callback_that_wants_what_a_task_lacks_is_one_line(
+    in_tmp_path, capsys, callback, expected
+):
+    given = json.dumps([{"class_path": f"lightning.pytorch.callbacks.{callback}"}])
+    options = [str(tiny_recipe(in_tmp_path)), "--trainer.callbacks", given]
+    line = error_of(capsys, zoo.train.main(options))
+    assert "tiny.yaml: trainer: " in line and expected in line
+
+
 def test_a_batch_of_one_value_is_one_line(in_tmp_path, capsys):
     recipe = tiny_recipe(in_tmp_path)
     line = error_of(capsys, zoo.train.main([str(recipe), "--data.batch_size", "1"]))
