@@ -277,7 +277,7 @@ class Task(FilePrediction):
             )
         self.train_loss.update(loss.detach(), batch_size)
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if (self.global_step + 1) % every == 0:
+        if every and (self.global_step + 1) % every == 0:
             groups = self.trainer.optimizers[0].param_groups
             self.log("lr", max(group["lr"] for group in groups))
             self.log("train/loss_step", loss.detach(), sync_dist=True)
