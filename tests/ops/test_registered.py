@@ -14,6 +14,7 @@ from zoo.ops import (
     causal_conv1d,
     cross_merge,
     cross_scan,
+    diagonal_scan,
     selective_scan,
     ssd,
 )
@@ -37,7 +38,11 @@ def given(op: str) -> dict[str, object]:
         D=r(4, 5), z=r(2, 9, 4, 5), initial_state=r(2, 4, 5, 3),
         seq_idx=torch.zeros(2, 9, dtype=i32), reverse=False, span=256, chunk_size=4,
     )  # fmt: skip
+    diagonal = dict(a=r(2, 9, 6), initial_state=r(2, 6), reset=torch.zeros(2, 9, dtype=torch.bool),
+                    is_complex=True, reverse=False)  # fmt: skip
     return {
+        "diagonal_scan": dict(a=diagonal["a"], b=r(2, 9, 6)) | diagonal,
+        "diagonal_scan_backward": dict(dx=r(2, 9, 6), x=r(2, 9, 6), **diagonal),
         "causal_conv1d": conv,
         "causal_conv1d_backward": dict(dout=r(2, 4, 9), **conv),
         "causal_conv1d_update": dict(
@@ -164,6 +169,7 @@ def test_sizes_whose_product_wraps_around_are_refused():
 @pytest.mark.parametrize("op, name", [
     ("causal_conv1d", "x"), ("causal_conv1d_backward", "x"), ("causal_conv1d_update", "x"),
     ("selective_scan", "u"), ("selective_state_update", "state"), ("ssd", "x"), ("cross_scan", "x"),
+    ("diagonal_scan", "b"),
 ])  # fmt: skip
 def test_empty_dimensions_are_refused(op, name):
     right = given(op)
@@ -234,6 +240,7 @@ def test_outputs_can_be_changed_in_place(columns):
         lambda x: causal_conv1d(x, weight, activation="silu"),
         lambda x: selective_scan(x, x.sigmoid(), A, B, B),
         lambda x: cross_scan(x[..., None]),
+        lambda x: diagonal_scan(A[:, 0], x.mT),
         lambda x: cross_merge(x[:, None].expand(-1, 2, -1, -1), 2, 3),
         lambda x: ssd(x[:, None], torch.ones(2, 1, 4), A[:, 0], projection, projection),
     ]
@@ -286,6 +293,7 @@ def run():
     found.append(ops.selective_scan(u, u.sigmoid(), A, B, B))
     found.append(ops.ssd(X, dt, A2, B2, B2))
     found.append(ops.cross_scan(x.view(2, 8, 8, 8)))
+    found.append(ops.diagonal_scan(A[:, 0].exp(), x.mT))
     sum(f.sum() for f in found).backward()
     found += [t.grad.clone() for t in (x, u, X)]
     found.append(ops.selective_state_update(state.clone(), *step))

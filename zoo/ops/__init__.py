@@ -18,6 +18,7 @@ from zoo.ops.cross_scan import (
     cross_scan,
     cross_scan_reference,
 )
+from zoo.ops.diagonal_scan import diagonal_scan, diagonal_scan_reference
 from zoo.ops.fft_conv import fft_conv, fft_conv_reference
 from zoo.ops.selective_scan import selective_scan, selective_scan_reference
 from zoo.ops.selective_state_update import (
@@ -45,6 +46,8 @@ __all__ = [
     "cross_merge_reference",
     "cross_scan",
     "cross_scan_reference",
+    "diagonal_scan",
+    "diagonal_scan_reference",
     "fft_conv",
     "fft_conv_reference",
     "selective_scan",
