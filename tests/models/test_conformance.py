@@ -90,8 +90,6 @@ UNEXPLAINED: dict[str, set[str]] = {
         "vision/mask_rcnn:mask_rcnn_vmamba_tiny",
     },
     "export": {
-        "language/mamba:mamba_130m",
-        "language/mamba2:mamba2_130m",
         "multimodal/mmmamba:mmmamba_teacher",
         "speech/samba_asr:samba_asr_tiny",
         "vision/mask_rcnn:mask_rcnn_vmamba_tiny",

@@ -153,6 +153,9 @@ class CausalLMOutput:
     hidden_states: tuple[Tensor, ...] | None = None
 
 
+torch.export.register_dataclass(CausalLMOutput)
+
+
 class MixerModel(nn.Module):
     """Embedding, blocks, norm."""
 

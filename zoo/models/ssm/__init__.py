@@ -1,0 +1,1 @@
+"""Structured state spaces: the papers, from LSSL to Mamba-360."""

@@ -1,0 +1,1 @@
+"""Proofs: structured state spaces."""
