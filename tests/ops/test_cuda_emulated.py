@@ -1,4 +1,4 @@
-"""Runs the tests of CUDA kernels without a GPU.
+"""Runs test_cuda.py and its neighbours without a GPU.
 
 g++ compiles the CUDA kernels for the emulation beside this.
 """
@@ -22,7 +22,6 @@ ROOT = Path(__file__).resolve().parents[2]
 EMULATION = Path(__file__).with_name("cuda_emulation")
 COMPILER = os.environ.get("CXX", "g++")
 FLAGS = ["-std=c++20", "-O1", "-fPIC", "-Wall", "-Wno-unknown-pragmas", "-DZOO_CUDA"]
-CUDA_TESTS = ("test_cuda.py", "test_cuda_tree.py", "test_cuda_recurrent.py")
 # The kernels, not what they share with PyTorch, stop at the first misaligned access or bad index.
 KERNEL_FLAGS = [
     "-U_FORTIFY_SOURCE",  # fibers are changed with longjmp, which it takes for a mistake
@@ -74,7 +73,8 @@ def test_kernels(library, order):
         "ZOO_EMULATION_ORDER": order,
         "OMP_NUM_THREADS": "1",
     }
-    tests = [str(EMULATION.with_name(name)) for name in CUDA_TESTS]
+    tests = sorted(str(file) for file in EMULATION.parent.glob("test_cuda*.py"))
+    tests.remove(__file__)
     arguments = ["-q", "-p", "no:cacheprovider", *tests]
     result = subprocess.run(
         [sys.executable, "-m", "pytest", *arguments],

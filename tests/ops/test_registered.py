@@ -14,6 +14,7 @@ from zoo.ops import (
     causal_conv1d,
     cross_merge,
     cross_scan,
+    diagonal_scan,
     selective_scan,
     ssd,
 )
@@ -40,6 +41,8 @@ def given(op: str) -> dict[str, object]:
     delta = dict(q=r(2, 40, 3, 5), k=r(2, 40, 3, 5), v=r(2, 40, 3, 4), beta=r(2, 40, 3),
                  decay=r(2, 40, 3), initial_state=r(2, 3, 5, 4), span=32)  # fmt: skip
     lstm = dict(R=r(4, 3, 5, 5), initial_states=r(2, 2, 3, 5), cell=1)
+    diagonal = dict(a=r(2, 9, 6), initial_state=r(2, 6), reset=torch.zeros(2, 9, dtype=torch.bool),
+                    is_complex=True, reverse=False)  # fmt: skip
     return {
         "delta_rule": delta,
         "delta_rule_backward": dict(
@@ -52,6 +55,8 @@ def given(op: str) -> dict[str, object]:
         "recurrent_cell_backward": dict(
             dstates=r(2, 2, 9, 3, 5), states=r(2, 2, 9, 3, 5), gates=r(2, 9, 4, 3, 5), **lstm
         ),
+        "diagonal_scan": dict(a=diagonal["a"], b=r(2, 9, 6)) | diagonal,
+        "diagonal_scan_backward": dict(dx=r(2, 9, 6), x=r(2, 9, 6), **diagonal),
         "causal_conv1d": conv,
         "causal_conv1d_backward": dict(dout=r(2, 4, 9), **conv),
         "causal_conv1d_update": dict(
@@ -201,6 +206,7 @@ def test_sizes_whose_product_wraps_around_are_refused():
     ("causal_conv1d", "x"), ("causal_conv1d_backward", "x"), ("causal_conv1d_update", "x"),
     ("selective_scan", "u"), ("selective_state_update", "state"), ("ssd", "x"), ("cross_scan", "x"),
     ("delta_rule", "k"), ("recurrent_cell", "Wx"),
+    ("diagonal_scan", "b"),
 ])  # fmt: skip
 def test_empty_dimensions_are_refused(op, name):
     right = given(op)
@@ -271,6 +277,7 @@ def test_outputs_can_be_changed_in_place(columns):
         lambda x: causal_conv1d(x, weight, activation="silu"),
         lambda x: selective_scan(x, x.sigmoid(), A, B, B),
         lambda x: cross_scan(x[..., None]),
+        lambda x: diagonal_scan(A[:, 0], x.mT),
         lambda x: cross_merge(x[:, None].expand(-1, 2, -1, -1), 2, 3),
         lambda x: ssd(x[:, None], torch.ones(2, 1, 4), A[:, 0], projection, projection),
     ]
@@ -324,6 +331,7 @@ def run():
     found.append(ops.selective_scan(u, u.sigmoid(), A, B, B))
     found.append(ops.ssd(X, dt, A2, B2, B2))
     found.append(ops.cross_scan(x.view(2, 8, 8, 8)))
+    found.append(ops.diagonal_scan(A[:, 0].exp(), x.mT))
     sum(f.sum() for f in found).backward()
     found += [t.grad.clone() for t in (x, u, X)]
     found.append(ops.selective_state_update(state.clone(), *step))

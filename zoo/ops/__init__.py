@@ -25,6 +25,7 @@ from zoo.ops.delta_rule import (
     linear_attention,
     linear_attention_reference,
 )
+from zoo.ops.diagonal_scan import diagonal_scan, diagonal_scan_reference
 from zoo.ops.fft_conv import fft_conv, fft_conv_reference
 from zoo.ops.recurrent_cell import recurrent_cell, recurrent_cell_reference
 from zoo.ops.selective_scan import selective_scan, selective_scan_reference
@@ -63,6 +64,8 @@ __all__ = [
     "cross_scan_reference",
     "delta_rule",
     "delta_rule_reference",
+    "diagonal_scan",
+    "diagonal_scan_reference",
     "fft_conv",
     "fft_conv_reference",
     "linear_attention",

@@ -360,3 +360,57 @@ def recurrent_cell_backward(
     given.plain("gates", gates, (batch, length, kept, heads, channels), states.dtype)
     given.plain("R", R, (recurrent, heads, channels, channels), states.dtype)
     given.plain("initial_states", initial_states, (count, batch, heads, channels), states.dtype)
+
+
+def _diagonal_scan(op: str, name: str, b: Tensor, tensors: Sequence[Any], pairs: bool) -> Arguments:
+    a, initial_state, reset = tensors
+    given = Arguments(op, name, b)
+    given.that(
+        b.dtype in (torch.float32, torch.float64),
+        f"{name} is {b.dtype} {list(b.shape)}, expected float32 or float64",
+    )
+    given.has_dims(name, b, "batch length width")
+    given.not_empty(name, b, 1, 2)
+    batch, length, width = b.shape
+    given.that(
+        not pairs or width % 2 == 0,
+        f"{name} is {list(b.shape)}, whose last dimension must hold pairs of real and imaginary "
+        "parts",
+    )
+    given.fits("a", a, (None, None, width), b.dtype)
+    given.that(
+        a.shape[0] in (1, batch) and a.shape[1] in (1, length),
+        f"a is {list(a.shape)}, expected batch 1 or {batch} and length 1 or {length}",
+    )
+    for label, t in (("a", a), (name, b)):
+        given.last_contiguous(label, t)
+    given.plain("initial_state", initial_state, (batch, width), b.dtype)
+    given.plain("reset", reset, (batch, length), torch.bool)
+    return given
+
+
+def diagonal_scan(
+    a: Tensor,
+    b: Tensor,
+    initial_state: Tensor | None,
+    reset: Tensor | None,
+    is_complex: bool,
+    reverse: bool,
+) -> None:
+    """Of ``zoo::diagonal_scan``."""
+    _diagonal_scan("diagonal_scan", "b", b, (a, initial_state, reset), is_complex)
+
+
+def diagonal_scan_backward(
+    dx: Tensor,
+    x: Tensor,
+    a: Tensor,
+    initial_state: Tensor | None,
+    reset: Tensor | None,
+    is_complex: bool,
+    reverse: bool,
+) -> None:
+    """Of ``zoo::diagonal_scan_backward``."""
+    given = _diagonal_scan("diagonal_scan_backward", "x", x, (a, initial_state, reset), is_complex)
+    given.fits("dx", dx, x.shape, x.dtype)
+    given.last_contiguous("dx", dx)

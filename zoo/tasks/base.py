@@ -215,7 +215,11 @@ class Task(FilePrediction):
                 )
             self.ema = ModelEmaV3(self.model, self.ema_decay, use_warmup=self.ema_warmup)
             self.ema.requires_grad_(False)
-        if stage == "fit" and isinstance(self.trainer.strategy, DDPStrategy) and self.has_unused_parameters:
+        if (
+            stage == "fit"
+            and isinstance(self.trainer.strategy, DDPStrategy)
+            and self.has_unused_parameters
+        ):
             self.trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
 
     def _averaging_callbacks(self) -> list[WeightAveraging]:
