@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -71,9 +72,15 @@ def recurrent_cell_reference(
     return found, found[:, :, -1:]
 
 
+#: One step of each cell: gates before activation and states to states.
+_STEP: dict[str, Callable[..., tuple[Tensor, ...]]] = {
+    "elman": _elman, "lstm": _lstm, "gru": _gru, "slstm": _slstm,
+}  # fmt: skip
+
+
 def _steps(Wx: Tensor, R: Tensor, b: Tensor, states: Tensor, cell: str) -> tuple[Tensor, Tensor]:
     """States [S, B, T, N, D] and gates before activation [B, T, kept, N, D]."""
-    step = {"elman": _elman, "lstm": _lstm, "gru": _gru, "slstm": _slstm}[cell]
+    step = _STEP[cell]
     now = tuple(states)  # [B, N, D] each
     found, gates = [], []
     for t in range(Wx.shape[1]):
@@ -173,7 +180,7 @@ def _reference_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Through the step before each gate, which holds all that its gradient needs."""
     kept = gates.shape[2]
-    step = {"elman": _elman, "lstm": _lstm, "gru": _gru, "slstm": _slstm}[CELLS[cell]]
+    step = _STEP[CELLS[cell]]
     dgates = torch.empty_like(gates)
     dR, db = torch.zeros_like(R), gates.new_zeros(kept, *gates.shape[3:])
     d = torch.zeros_like(initial_states)
