@@ -66,7 +66,7 @@ class VisualQuestionAnswering(ModelTask):
         check_chat(data, self.model)
 
     @override
-    def batch_size(self, batch: Batch) -> int:
+    def count_samples(self, batch: Batch) -> int:
         return len(batch["input_ids"])
 
     def training_loss(self, batch: Batch) -> Tensor:
