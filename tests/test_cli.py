@@ -195,6 +195,14 @@ def test_a_run_without_steps_logged_or_batches_tested(in_tmp_path, capsys):
     assert "limit_test_batches is 0: nothing is" in error_of(capsys, zoo.evaluate.main([str(run)]))
 
 
+def test_a_callback_finds_the_size_of_the_batches(in_tmp_path, capsys):
+    finder = {"class_path": "lightning.pytorch.callbacks.BatchSizeFinder"}
+    finder["init_args"] = {"max_trials": 1, "steps_per_trial": 1, "init_val": 64}
+    options = ["--trainer.callbacks", json.dumps([finder]), "--trainer.limit_train_batches", "1"]
+    assert zoo.train.main([str(tiny_recipe(in_tmp_path)), *options]) == 0
+    assert "test of the best checkpoint" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "callback, expected",
     [("BackboneFinetuning", "has no attribute 'backbone'"), ("LearningRateFinder", "should have")],

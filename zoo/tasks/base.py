@@ -156,8 +156,8 @@ class Task(FilePrediction):
     def evaluate(self, batch: Any, scores: Scores) -> Any:
         """Update the scores of a split with one batch; returns what :meth:`examples` needs."""
 
-    def batch_size(self, batch: Any) -> int:
-        """Number of samples in a batch."""
+    def count_samples(self, batch: Any) -> int:
+        """Number of samples in a batch; not batch_size, which Lightning's tuner would set."""
         return len(next(iter(batch.values())) if isinstance(batch, Mapping) else batch[0])
 
     def examples(self, batch: Any, outputs: Any) -> Iterator[Any]:
@@ -263,7 +263,7 @@ class Task(FilePrediction):
 
     @override
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        return self.log_loss(self.training_loss(batch), self.batch_size(batch))
+        return self.log_loss(self.training_loss(batch), self.count_samples(batch))
 
     def log_loss(self, loss: Tensor, batch_size: int) -> Tensor:
         """Keep the training loss for the epoch's mean, write it now and then; returns it.

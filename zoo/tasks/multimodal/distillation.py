@@ -174,7 +174,7 @@ class Distillation(Task):
     # steps
 
     @override
-    def batch_size(self, batch: Any) -> int:
+    def count_samples(self, batch: Any) -> int:
         return len(as_dictionary(batch)["input_ids"])
 
     def training_loss(self, batch: Any) -> Tensor:

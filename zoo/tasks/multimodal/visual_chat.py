@@ -71,7 +71,7 @@ class VisualQuestionAnswering(ModelTask):
         return True
 
     @override
-    def batch_size(self, batch: Batch) -> int:
+    def count_samples(self, batch: Batch) -> int:
         return len(batch["input_ids"])
 
     def training_loss(self, batch: Batch) -> Tensor:
