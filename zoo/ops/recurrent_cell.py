@@ -72,12 +72,6 @@ def recurrent_cell_reference(
     return found, found[:, :, -1:]
 
 
-#: One step of each cell: gates before activation and states to states.
-_STEP: dict[str, Callable[..., tuple[Tensor, ...]]] = {
-    "elman": _elman, "lstm": _lstm, "gru": _gru, "slstm": _slstm,
-}  # fmt: skip
-
-
 def _steps(Wx: Tensor, R: Tensor, b: Tensor, states: Tensor, cell: str) -> tuple[Tensor, Tensor]:
     """States [S, B, T, N, D] and gates before activation [B, T, kept, N, D]."""
     step = _STEP[cell]
@@ -166,6 +160,12 @@ def _given(
     with torch.autocast(Wx.device.type, enabled=False):
         given = [t.to(compute).contiguous() for t in (Wx, R, b, start)]
     return given[0], given[1], given[2], given[3]
+
+
+#: One step of each cell: gates before activation and states to states.
+_STEP: dict[str, Callable[..., tuple[Tensor, ...]]] = {
+    "elman": _elman, "lstm": _lstm, "gru": _gru, "slstm": _slstm,
+}  # fmt: skip
 
 
 def _reference(
