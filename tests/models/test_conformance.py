@@ -73,12 +73,6 @@ EXCLUDED: list[tuple[str, str, str]] = [
         "bfloat16 autocast",
         "ssm/lmuformer:lmuformer_attention",
     ),
-    (
-        "the one neuron before the memory rests, so short is the sequence; "
-        "tests/models/ssm/test_lmuformer.py has a longer one",
-        "a_step_changes_every_parameter",
-        "ssm/lmuformer:lmuformer_spiking ssm/lmuformer:lmuformer_spiking_early",
-    ),
 ]
 
 
