@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from zoo.ops import _library
 ROOT = Path(__file__).resolve().parents[2]
 EMULATION = Path(__file__).with_name("cuda_emulation")
 COMPILER = os.environ.get("CXX", "g++")
+ORDERS = ("forward", "reverse")
 FLAGS = ["-std=c++20", "-O1", "-fPIC", "-Wall", "-Wno-unknown-pragmas", "-DZOO_CUDA"]
 # The kernels, not what they share with PyTorch, stop at the first misaligned access or bad index.
 KERNEL_FLAGS = [
@@ -61,27 +63,39 @@ def library(tmp_path_factory) -> Path:
     return target
 
 
+@pytest.fixture(scope="module")
+def runs(library) -> Iterator[dict[str, subprocess.Popen]]:
+    """The tests in both orders of the threads of a block, side by side."""
+    tests = [str(EMULATION.with_name(name)) for name in ("test_cuda.py", "test_cuda_tree.py")]
+    running = {}
+    for order in ORDERS:
+        environment = os.environ | {
+            "ZOO_CUDA_EMULATION": str(library),
+            "ZOO_EMULATION_ORDER": order,
+            "OMP_NUM_THREADS": "1",
+        }
+        running[order] = subprocess.Popen(
+            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+    yield running
+    for process in running.values():
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which(COMPILER), reason=f"no {COMPILER}")
 @pytest.mark.skipif("cpu" in _library.unavailable, reason="zoo's own library is not built")
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux")
-@pytest.mark.parametrize("order", ["forward", "reverse"])
-def test_kernels(library, order):
-    """In both orders of the threads of a block, so that a missing barrier shows."""
-    environment = os.environ | {
-        "ZOO_CUDA_EMULATION": str(library),
-        "ZOO_EMULATION_ORDER": order,
-        "OMP_NUM_THREADS": "1",
-    }
-    tests = sorted(str(file) for file in EMULATION.parent.glob("test_cuda*.py"))
-    tests.remove(__file__)
-    arguments = ["-q", "-p", "no:cacheprovider", *tests]
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", *arguments],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-2000:]
-    assert " passed" in result.stdout
+@pytest.mark.parametrize("order", ORDERS)
+def test_kernels(runs, order):
+    """In both orders, so that a missing barrier shows."""
+    output = runs[order].communicate()[0]
+    assert runs[order].returncode == 0, output[-7000:]
+    assert " passed" in output
