@@ -40,11 +40,11 @@ import argparse
 import contextlib
 import dataclasses
 import fnmatch
+import functools
 import importlib
 import math
 import re
 import sys
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,80 +58,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 import zoo
+from tests.formula import Refusal, bits, fill, uniform
 
 TOLERANCE = 1e-9  # of the largest number of one tensor
 FLOAT32_TOLERANCE = 1e-5
 VANISHING = 1e-10  # of the largest gradient: as good as none
-NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
-
-
-class Refusal(Exception):
-    """A case that would not notice a fault, and why."""
-
-
-# Values by formula
-
-
-def uniform(name: str, shape: tuple[int, ...]) -> Tensor:
-    """Float64 in [-1, 1) from a hash of the name and the place of the element."""
-    return torch.from_numpy(_bits(name, math.prod(shape)) * 2.0**-52 - 1.0).reshape(shape)
-
-
-def _bits(name: str, count: int) -> np.ndarray:
-    """53 bits an element, as float64: splitmix64 of the place, its stream named by a crc32."""
-    place, stream = np.arange(count, dtype=np.uint64), np.uint64(zlib.crc32(name.encode()))
-    with np.errstate(over="ignore"):
-        x = (place + (stream << np.uint64(32))) * np.uint64(0x9E3779B97F4A7C15)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return ((x ^ (x >> np.uint64(31))) >> np.uint64(11)).astype(np.float64)
-
-
-def fill(model: nn.Module, values: Mapping[str, tuple[float, float]] | None = None) -> None:
-    """Give every parameter and running statistic its value by formula.
-
-    Matrices and convolutions keep the variance of their input, norms are off identity, no two rows
-    are alike. ``values`` gives (offset, spread) for names that match a pattern, and is the only way
-    to fill buffers other than running statistics: those hold indices and tables.
-    """
-    owners = {id(p): m for m in model.modules() for p in m._parameters.values() if p is not None}
-    values = dict(values or {})
-    unmatched = set(values)
-    with torch.no_grad():
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            pattern = next((p for p in values if fnmatch.fnmatchcase(name, p)), None)
-            unmatched.discard(pattern)
-            if pattern is not None:
-                offset, spread = values[pattern]
-            elif id(tensor) in owners:
-                offset, spread = _range(name, tensor, owners[id(tensor)])
-            elif name.rpartition(".")[2] == "running_mean":
-                offset, spread = 0.0, 0.3
-            elif name.rpartition(".")[2] == "running_var":
-                offset, spread = 1.0, 0.5
-            else:
-                continue
-            real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
-            if real.is_floating_point():
-                real.copy_(offset + spread * uniform(name, tuple(real.shape)))
-    if unmatched:
-        raise Refusal(f"no parameter or buffer is called {', '.join(sorted(unmatched))}")
-
-
-def _range(name: str, tensor: Tensor, owner: nn.Module) -> tuple[float, float]:
-    """Offset and spread of a parameter."""
-    if tensor.dim() == 0:
-        return 0.5, 0.3
-    if tensor.dim() == 1:
-        is_scale = name.rpartition(".")[2] == "weight" or isinstance(owner, nn.PReLU)
-        return (1.0, 0.3) if is_scale else (0.0, 0.3)
-    if isinstance(owner, NORMS) and name.endswith("weight"):
-        return 1.0, 0.3
-    if isinstance(owner, nn.Embedding):
-        return 0.0, 1.0
-    convolves = isinstance(owner, nn.modules.conv._ConvNd) or tensor.dim() >= 4
-    fan_in = math.prod(tensor.shape[1:]) if convolves else tensor.shape[-1]
-    return 0.0, math.sqrt(3 / fan_in)
 
 
 # Cases
@@ -283,7 +214,7 @@ def compare(
 
 def load(file: Path) -> dict[str, Case]:
     """The cases of a file, by name."""
-    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    content = _parsed(file.read_text(encoding="utf-8"))
     if not str(content.get("agreement") or "").strip():
         raise Refusal(f"{file}: agreement must say what the model was compared with")
     known = {f.name for f in dataclasses.fields(Case)} - {"file", "name"}
@@ -293,6 +224,11 @@ def load(file: Path) -> dict[str, Case]:
             raise Refusal(f"{file}: {name}: no such key: {', '.join(sorted(unknown))}")
         cases[name] = Case(file, name, **entry)
     return cases
+
+
+@functools.cache
+def _parsed(text: str) -> dict[str, Any]:
+    return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def named(place: str) -> Any:
@@ -368,7 +304,7 @@ def _project(path: str, tensor: Tensor, tensors: int) -> list[float]:
     number = float((flat * uniform(f"projection of {path}", tuple(flat.shape))).sum())
     if tensors == 0 or not flat.numel():
         return [number]
-    places = _bits(f"places in {path}", 3 if tensors == 1 else 1).astype(np.int64) % flat.numel()
+    places = bits(f"places in {path}", 3 if tensors == 1 else 1).astype(np.int64) % flat.numel()
     return [number, *(float(flat[int(place)]) for place in places)]
 
 

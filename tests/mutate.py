@@ -6,7 +6,8 @@ the cases of fingerprints first, then, while the change survives, the test funct
 may survive, each explained in ``tests/survivors.yaml``; otherwise the exit code is 1.
 
 The tests of ``zoo/models/<family>/<system>.py`` are ``tests/models/<family>/<system>.yaml``,
-``test_<system>.py`` beside it, and the system's part of the conformance suite. What several systems
+``test_<system>.py`` beside it (if there is none, the folder's tests that bear no file's name), and
+the system's part of the conformance suite. What several systems
 share is guarded by all files of fingerprints and the test file at the same path below ``tests/``.
 ``--tests PATH ...`` names others, YAML or Python, perhaps with ``::test``.
 
@@ -38,23 +39,36 @@ import pytest
 import yaml
 
 from tests.mutations import Mutant, mutants
+from tests.test_house import imports, modules
+from zoo.models._catalogue import catalogue
 
 ROOT = Path(__file__).resolve().parent.parent
 SURVIVORS = ROOT / "tests" / "survivors.yaml"
 LIMIT = 0.05
+#: Tests of the conformance suite about matters that no change of a formula touches.
+SLOW = ("compile", "export", "int8", "bfloat16", "autocast", "adapters")
 
 
 def guards(file: Path) -> tuple[list[Path], list[str]]:
     """Files of fingerprints, and arguments of pytest, that guard a source file by its place."""
     inner = file.relative_to("zoo")
-    test = Path("tests") / inner.parent / f"test_{inner.stem.lstrip('_')}.py"
-    functions = [str(test)] if test.exists() else []
-    own = Path("tests") / inner.with_suffix(".yaml")
-    if own.exists():
-        suite = "tests/models/test_conformance.py"
-        if Path(suite).exists():
-            functions += [suite, "-k", f"not conformance or {inner.parent.name}-{inner.stem}"]
-        return [own], functions
+    beside, name = Path("tests") / inner.parent, inner.stem.lstrip("_")
+    tests = sorted(beside.glob("test_*.py"))
+    if (beside / f"test_{name}.py").exists():
+        tests = [beside / f"test_{name}.py"]
+    else:  # those that are about no other file
+        stems = {path.stem.lstrip("_") for path in file.parent.glob("*.py")}
+        tests = [test for test in tests if test.stem.removeprefix("test_") not in stems]
+    functions = [str(test) for test in tests]
+    for own in (beside / f"{inner.stem}.yaml", beside / f"{name}.yaml"):
+        if own.exists():
+            parts = [f"{own.parent.name}-{own.stem} and not {' and not '.join(SLOW)}"]
+            module = ".".join(file.with_suffix("").parts)
+            models = [entry.name for entry in catalogue().values() if entry.module == module]
+            parts += [f"declared_count and {model}" for model in models]
+            chosen = " or ".join(f"({part})" for part in parts)
+            suite = ["tests/models/test_conformance.py", "-k", f"not conformance or {chosen}"]
+            return [own], functions + suite
     return sorted(Path("tests").glob("*/**/*.yaml")), functions
 
 
@@ -78,8 +92,9 @@ class Runner:
             raise SystemExit(f"{self.file}: the guards broke down on the file as it is")
         if found["faults"]:
             raise SystemExit(f"{self.file}: fails as it is: {found['faults'][0]}")
+        above = dependents(self.module)
         for name in found["modules"]:
-            if not name.startswith(("zoo", "tests", "test_", "conftest")):
+            if not name.startswith(("tests", "test_", "conftest")) and name not in above:
                 with contextlib.suppress(Exception):
                     importlib.import_module(name)
         self.cases = {k: (t, set(lines)) for k, (t, lines) in found["cases"].items()}
@@ -136,6 +151,16 @@ class Runner:
             return True
         chosen = Chosen(items)
         return pytest.main([*QUIET, "-x", *self.functions], plugins=[chosen]) == 0
+
+
+def dependents(module: str) -> set[str]:
+    """A module of zoo, and those that import it, directly or not."""
+    found, more = {module}, {module}
+    graph = {name: set(imports(file)) for name, file in modules().items()}
+    while more:
+        more = {name for name, targets in graph.items() if targets & found} - found
+        found |= more
+    return found
 
 
 QUIET = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header"]

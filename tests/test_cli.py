@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,11 @@ from zoo.cli import Recipe
 from zoo.command import command
 from zoo.errors import ZooError
 from zoo.runs.folder import LAST, latest_run, run_path
+
+STOPPING = {
+    "class_path": "lightning.pytorch.callbacks.EarlyStopping",
+    "init_args": {"monitor": "val/acc1", "mode": "x"},
+}
 
 
 def error_of(capsys, code: int) -> str:
@@ -94,6 +100,10 @@ def test_wrong_recipe_is_one_line(in_tmp_path, capsys, old, new, expected):
         (["--data.num_workers", "-1"], "data.init_args.num_workers is -1, expected 0 or more"),
         (["--data.image_size", "-3"], "data.init_args.image_size is -3, expected 1 or more"),
         (["--data.augmentation.auto_augment", "foo"], "auto_augment is 'foo', expected such as"),
+        (
+            ["--trainer.callbacks", json.dumps([STOPPING])],
+            "trainer: `mode` can be min, max, got x",
+        ),
         (["--seed_everything", "-1"], "seed_everything: -1 is not in bounds"),
         (["--model.optimizer.lr_batch_size", "0"], "lr_batch_size is 0, expected 1 or more"),
         (["--resume"], "--resume: no run with a checkpoint in runs/test/tiny"),
@@ -175,6 +185,47 @@ def test_infinite_loss_is_one_line_and_keeps_what_was_saved(in_tmp_path, capsys)
     (saved,) = in_tmp_path.glob("runs/test/tiny/*/checkpoints/last.ckpt")
     weights = torch.load(saved, weights_only=True)["state_dict"]
     assert all(value.isfinite().all() for key, value in weights.items() if "model." in key)
+
+
+def test_a_run_without_steps_logged_or_batches_tested(in_tmp_path, capsys):
+    limits = ["--trainer.limit_test_batches", "0", "--trainer.limit_train_batches", "1"]
+    recipe = str(tiny_recipe(in_tmp_path))
+    assert zoo.train.main([recipe, *limits, "--trainer.log_every_n_steps", "0"]) == 0
+    assert "nothing was tested, as trainer.limit_test_batches is 0" in capsys.readouterr().out
+    (run,) = in_tmp_path.glob("runs/test/tiny/*")
+    assert "limit_test_batches is 0: nothing is" in error_of(capsys, zoo.evaluate.main([str(run)]))
+
+
+@pytest.mark.parametrize("name", ["WandbLogger", "MLFlowLogger", "CometLogger"])
+def test_a_logger_that_is_not_installed_is_one_line(in_tmp_path, capsys, name):
+    package = name.removesuffix("Logger").lower()
+    if find_spec(package) or find_spec(f"{package}_ml"):
+        pytest.skip(f"{package} is installed")
+    given = json.dumps({"class_path": f"lightning.pytorch.loggers.{name}"})
+    options = [str(tiny_recipe(in_tmp_path)), "--trainer.logger", given]
+    line = error_of(capsys, zoo.train.main(options)).lower()
+    assert "tiny.yaml: trainer: " in line and package in line and "install" in line
+
+
+def test_a_callback_finds_the_size_of_the_batches(in_tmp_path, capsys):
+    finder = {"class_path": "lightning.pytorch.callbacks.BatchSizeFinder"}
+    finder["init_args"] = {"max_trials": 1, "steps_per_trial": 1, "init_val": 64}
+    options = ["--trainer.callbacks", json.dumps([finder]), "--trainer.limit_train_batches", "1"]
+    assert zoo.train.main([str(tiny_recipe(in_tmp_path)), *options]) == 0
+    assert "test of the best checkpoint" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "callback, expected",
+    [("BackboneFinetuning", "has no attribute 'backbone'"), ("LearningRateFinder", "should have")],
+)
+def test_a_callback_that_wants_what_a_task_lacks_is_one_line(
+    in_tmp_path, capsys, callback, expected
+):
+    given = json.dumps([{"class_path": f"lightning.pytorch.callbacks.{callback}"}])
+    options = [str(tiny_recipe(in_tmp_path)), "--trainer.callbacks", given]
+    line = error_of(capsys, zoo.train.main(options))
+    assert "tiny.yaml: trainer: " in line and expected in line
 
 
 def test_a_batch_of_one_value_is_one_line(in_tmp_path, capsys):

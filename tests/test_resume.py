@@ -29,7 +29,7 @@ def test_killed_and_resumed_run_ends_with_the_same_numbers(tmp_path):
         },
         data__init_args__augmentation={"auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": 0.25},
         checkpoint__every_n_steps=EVERY,
-        trainer__max_epochs=6,
+        trainer__max_epochs=4,
         trainer__log_every_n_steps=1,
     )
     for name in ("whole", "killed"):

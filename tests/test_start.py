@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -33,11 +34,12 @@ except SystemExit as end:
 print()
 print(json.dumps([code, sorted(sys.modules)]))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script, *arguments],
-        cwd=folder, capture_output=True, text=True, check=False,
-        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(folder)},
-    )  # fmt: skip
+    with TemporaryDirectory() as home:
+        done = subprocess.run(
+            [sys.executable, "-c", script, *arguments],
+            cwd=folder, capture_output=True, text=True, check=False,
+            env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": home},
+        )  # fmt: skip
     assert done.returncode == 0, done.stderr
     code, modules = json.loads(done.stdout.splitlines()[-1])
     return {

@@ -22,9 +22,10 @@ _LLAMA = (
 )
 _UNITS = (
     f"--model.init_args.target_args={_LLAMA % 2}",
-    "--data.init_args.samples=16",
+    "--data.init_args.samples=64",
     "--data.init_args.length=32",
     "--data.init_args.batch_size=4",
+    "--trainer.limit_train_batches=4",
     "--model.init_args.decoding_test.prompts=2",
     "--model.init_args.decoding_test.new_tokens=8",
 )
@@ -187,14 +188,6 @@ TINY: dict[str, tuple[str, tuple[str, ...]]] = {
             "--model.init_args.length_test={lengths: [8, 16], steps: 2}",
             "--trainer.max_steps=-1",
             "--trainer.val_check_interval=null",
-        ),
-    ),
-    "SequenceClassification": (
-        "ssm/lmuformer/small",
-        (
-            "--data.init_args.sample={train: 8, val: 4, test: 6}",
-            "--data.init_args.batch_size=4",
-            "--model.init_args.model_args={in_channels: 24, embed_dims: 8, num_heads: 2}",
         ),
     ),
     "SpeechRecognition": (

@@ -99,7 +99,12 @@ def main(argv: list[str]) -> int:
         logger=False, enable_checkpointing=False, **_one_device(recipe, overrides)
     )
     with recipe.trainer_errors():
-        metrics = getattr(trainer, stage)(task, datamodule=data, verbose=False)[0]
+        found = getattr(trainer, stage)(task, datamodule=data, verbose=False)
+    if not found:
+        raise ZooError(
+            f"trainer.limit_{arguments.split}_batches is 0: nothing is evaluated; set it to 1.0"
+        )
+    metrics = found[0]
     if trainer.is_global_zero:
         report = {"recipe": name, "source": str(source), "split": arguments.split, **metrics}
         write_atomically(output, (json.dumps(report, indent=2) + "\n").encode())

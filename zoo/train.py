@@ -133,7 +133,7 @@ def train(
         checkpoint: where to go on from.
 
     Returns:
-        the test's metrics.
+        the test's metrics; none if the trainer tests no batch.
     """
     from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -173,14 +173,17 @@ def train(
         with recipe.trainer_errors():
             trainer.fit(task, datamodule=data, ckpt_path=checkpoint)
             task.load_weights(read_checkpoint(checkpoints.best_path))
-            metrics = dict(trainer.test(task, datamodule=data, verbose=False)[0])
+            tested = trainer.test(task, datamodule=data, verbose=False)
+            metrics = dict(tested[0]) if tested else {}
     except SystemExit:  # Lightning's answer to Ctrl-C
         raise Interrupted(f"stopped; go on with: {again}") from None
     except OSError as error:
         if not is_full(error):
             raise
         raise ZooError(f"{full_disk(error)}: free some and go on with: {again}") from None
-    if trainer.is_global_zero:
+    if not metrics:
+        say(f"nothing was tested, as trainer.limit_test_batches is 0; all is in {folder}")
+    elif trainer.is_global_zero:
         print_metrics(f"{name}: test of the best checkpoint", metrics, checkpoints.folder)
     return metrics
 

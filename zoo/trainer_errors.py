@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import re
+import traceback
 from pathlib import Path
 from typing import Any
 
+import jsonargparse
 import lightning
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 _LIGHTNING = Path(lightning.__file__).parent
+_JSONARGPARSE = Path(jsonargparse.__file__).parent
 #: What Lightning raises for a wrong setting; others that come from within it are defects.
-_REFUSALS = (ImportError, NotImplementedError, RuntimeError, TypeError, ValueError)
+_REFUSALS = (
+    *(AttributeError, ImportError, NotImplementedError, RuntimeError, TypeError, ValueError),
+)
 _PRECISION = re.compile(r"not implemented for|dtype|scalar type|data type|Half|BFloat16", re.I)
 _UNUSED = "parameters that were not used in producing the loss"
 _LONELY = "Expected more than 1 value per channel when training"
@@ -25,6 +30,9 @@ def refused(error: Exception, settings: Any) -> str | None:
         error: what was raised while the trainer was built or at work.
         settings: the recipe's group ``trainer``.
     """
+    # what a callback or logger says of its arguments, in the words of one type of many that failed
+    while error.__cause__ is not None and _raised_in(error, _JSONARGPARSE):
+        error = error.__cause__  # type: ignore[assignment]
     reason = " ".join(str(error).split())
     if _UNUSED in reason:
         return (
@@ -50,8 +58,9 @@ def refused(error: Exception, settings: Any) -> str | None:
 
 
 def _raised_in(error: Exception, folder: Path) -> bool:
-    """Whether an error was raised by the code in a folder itself, not by what that called."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return trace is not None and folder in Path(trace.tb_frame.f_code.co_filename).parents
+    """Whether an error was raised by the code in a folder itself, not by what that called, unless
+    it asked a module for something that is not there."""
+    frames = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
+    while frames and frames[-1].co_name == "__getattr__":
+        frames.pop()
+    return bool(frames) and folder in Path(frames[-1].co_filename).parents

@@ -11,7 +11,7 @@ from zoo.decoding.draft_model import trial_draft
 from zoo.decoding.method import Run
 from zoo.decoding.verify import Draft
 
-NEW = 20
+NEW = 12
 MODELS = ("llama", "qwen2", "mistral", "gpt2", "mamba")
 
 
@@ -45,7 +45,7 @@ def test_every_method_gives_the_models_own_greedy_text(kind: str) -> None:
             assert single.new_tokens == expected[:1], name
             assert single.sequences[0].tolist() == ids[0].tolist() + expected[0]
         accepted += out.acceptance.accepted
-    assert accepted > 200  # otherwise nothing was tested but plain decoding
+    assert accepted > 100  # otherwise nothing was tested but plain decoding
 
 
 class RandomTrees(Method):
@@ -88,14 +88,14 @@ class RandomTrees(Method):
 @pytest.mark.parametrize("kind", MODELS)
 def test_random_trees_change_nothing(kind: str) -> None:
     model = make_model(kind)
-    for seed in range(1 if kind == "mamba" else 4):
+    for seed in range(4 if kind == "llama" else 1):
         torch.manual_seed(seed)
         ids = torch.randint(1, VOCAB, (3, 5))
-        expected = [plain_greedy(model, row, 40) for row in ids]
+        expected = [plain_greedy(model, row, 24) for row in ids]
         method = RandomTrees(expected, [5, 5, 5], seed)
-        out = generate(model, ids, method, max_new_tokens=40)
+        out = generate(model, ids, method, max_new_tokens=24)
         assert out.new_tokens == expected
-        assert out.acceptance.accepted > 20
+        assert out.acceptance.accepted > 12
 
 
 def test_models_that_mix_attention_and_recurrent_layers() -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tests.fuzz._call import Call
 from zoo.ops import _library
+from zoo.ops._registered import CELL_SIZES
 from zoo.ops.ssd import _span
 from zoo.ops.tree_attention import pack_ancestors
 
@@ -301,6 +302,51 @@ def commit_path(random: Random) -> Call:
     return Call("commit_path", arguments, changed=(0,))
 
 
+def delta_rule(random: Random) -> Call:
+    dtype = random.choice((torch.float32, torch.float64))
+    batch, length, heads = random.choice((0, 1, 2)), size(random, 129), random.randint(1, 3)
+    state, channels = size(random, 65), size(random, 129)
+
+    def row() -> Tensor | None:
+        return maybe(random, floats(batch, length, heads, dtype=dtype).tanh(), 0.7)
+
+    k = floats(batch, length, heads, state, dtype=dtype)
+    span = random.choice((0, 32))
+    arguments = [
+        floats(batch, length, heads, state, dtype=dtype),
+        k / k.norm(dim=-1, keepdim=True).clamp_min(1),
+        floats(batch, length, heads, channels, dtype=dtype), row(), row(),
+        maybe(random, floats(batch, heads, state, channels, dtype=dtype)), span,
+    ]  # fmt: skip
+    if random.random() < 0.5:
+        return Call("delta_rule", arguments, unread=(2,))
+    arguments[-1] = 32
+    borders = torch.ops.zoo.delta_rule(*arguments)[2]
+    dout = maybe(random, floats(batch, length, heads, channels, dtype=dtype), 0.8)
+    dstate = maybe(random, floats(batch, heads, state, channels, dtype=dtype))
+    return Call("delta_rule_backward", [dout, dstate, borders, *arguments])
+
+
+def recurrent_cell(random: Random) -> Call:
+    dtype, cell = random.choice((torch.float32, torch.float64)), random.randrange(4)
+    inputs, recurrent, biases, _, states = CELL_SIZES[cell]
+    batch, length = random.choice((0, 1, 2, 27)), size(random, 33)
+    heads, channels = random.randint(1, 3), size(random, 65)
+    R = floats(recurrent, heads, channels, channels, dtype=dtype, scale=0.2)
+    start = floats(states, batch, heads, channels, dtype=dtype)
+    if cell == 3:
+        start[2] = start[2].abs() + 1.5  # at 1 the gradient has a corner
+    arguments = [
+        floats(batch, length, inputs, heads, channels, dtype=dtype), R,
+        floats(biases, heads, channels, dtype=dtype), start, cell, random.random() < 0.5,
+    ]  # fmt: skip
+    if random.random() < 0.5:
+        return Call("recurrent_cell", arguments)
+    arguments[-1] = True
+    found, gates = torch.ops.zoo.recurrent_cell(*arguments)
+    return Call("recurrent_cell_backward", [torch.randn_like(found), found, gates, R, start, cell])
+
+
 MAKERS = (
     causal_conv1d,
     causal_conv1d_update,
@@ -310,9 +356,12 @@ MAKERS = (
     cross,
     tree_attention,
     commit_path,
+    delta_rule,
+    recurrent_cell,
 )
 assert {s.split("(")[0] for s in _library.schemas()} == {
     "cpu_capability", "causal_conv1d", "causal_conv1d_backward", "causal_conv1d_update",
     "selective_scan", "selective_scan_backward", "selective_state_update", "ssd", "ssd_backward",
-    "cross_scan", "cross_merge", "tree_attention", "commit_path",
+    "cross_scan", "cross_merge", "tree_attention", "commit_path", "delta_rule",
+    "delta_rule_backward", "recurrent_cell", "recurrent_cell_backward",
 }, "an op without a maker"  # fmt: skip

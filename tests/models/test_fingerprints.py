@@ -8,7 +8,8 @@ import torch
 import yaml
 from torch import nn
 
-from tests.fingerprints import Refusal, insert, load, tensors, uniform
+from tests.fingerprints import insert, load, tensors
+from tests.formula import Refusal, uniform
 
 TESTS = Path(__file__).resolve().parent.parent
 FILES = sorted(TESTS.glob("*/**/*.yaml"))

@@ -7,6 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from zoo.ops._registered import CELL_SIZES
+from zoo.ops.recurrent_cell import CELLS
+
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float64: 1e-12}
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "rows": lambda t: t,
@@ -161,3 +164,39 @@ def ssd_problem(
 
 
 SSD_SIGNALS = "x B C z"
+
+
+def delta_problem(
+    batch: int, length: int, heads: int, state: int, channels: int, absent: str = ""
+) -> Problem:
+    """Arguments of delta_rule, with short keys; without beta, of linear_attention."""
+    optional = {
+        "beta": exact(batch, length, heads).sigmoid().mul(2).bfloat16().double(),
+        "decay": exact(batch, length, heads).tanh().bfloat16().double(),
+        "initial_state": exact(batch, heads, state, channels),
+    }
+    k = exact(batch, length, heads, state)
+    return Problem(
+        q=exact(batch, length, heads, state),
+        k=(k / k.norm(dim=-1, keepdim=True).clamp_min(1)).bfloat16().double(),
+        v=exact(batch, length, heads, channels),
+        **{name: t for name, t in optional.items() if name not in absent.split()},
+    )
+
+
+DELTA_SIGNALS = "q k v"
+
+
+def cell_problem(cell: str, batch: int, length: int, heads: int, channels: int) -> Problem:
+    """Arguments of recurrent_cell; one sequence starts with nothing at all."""
+    inputs, recurrent, biases, _, states = CELL_SIZES[CELLS.index(cell)]
+    start = exact(states, batch, 1, heads, channels)
+    if cell == "slstm":
+        start[2] = start[2].abs() + 1
+        start[:, :1] = 0
+    return Problem(
+        Wx=exact(batch, length, inputs, heads, channels),
+        R=exact(recurrent, heads, channels, channels) / 4,
+        b=exact(biases, heads, channels),
+        states=start,
+    )

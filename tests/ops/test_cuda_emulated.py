@@ -1,4 +1,4 @@
-"""Runs test_cuda.py and test_cuda_tree.py without a GPU.
+"""Runs test_cuda.py and its neighbours without a GPU.
 
 g++ compiles the CUDA kernels for the emulation beside this.
 """
@@ -73,7 +73,8 @@ def test_kernels(library, order):
         "ZOO_EMULATION_ORDER": order,
         "OMP_NUM_THREADS": "1",
     }
-    tests = [str(EMULATION.with_name(name)) for name in ("test_cuda.py", "test_cuda_tree.py")]
+    tests = sorted(str(file) for file in EMULATION.parent.glob("test_cuda*.py"))
+    tests.remove(__file__)
     arguments = ["-q", "-p", "no:cacheprovider", *tests]
     result = subprocess.run(
         [sys.executable, "-m", "pytest", *arguments],

@@ -14,6 +14,7 @@ from zoo.ops import (
     causal_conv1d,
     cross_merge,
     cross_scan,
+    diagonal_scan,
     selective_scan,
     ssd,
 )
@@ -37,7 +38,25 @@ def given(op: str) -> dict[str, object]:
         D=r(4, 5), z=r(2, 9, 4, 5), initial_state=r(2, 4, 5, 3),
         seq_idx=torch.zeros(2, 9, dtype=i32), reverse=False, span=256, chunk_size=4,
     )  # fmt: skip
+    delta = dict(q=r(2, 40, 3, 5), k=r(2, 40, 3, 5), v=r(2, 40, 3, 4), beta=r(2, 40, 3),
+                 decay=r(2, 40, 3), initial_state=r(2, 3, 5, 4), span=32)  # fmt: skip
+    lstm = dict(R=r(4, 3, 5, 5), initial_states=r(2, 2, 3, 5), cell=1)
+    diagonal = dict(a=r(2, 9, 6), initial_state=r(2, 6), reset=torch.zeros(2, 9, dtype=torch.bool),
+                    is_complex=True, reverse=False)  # fmt: skip
     return {
+        "delta_rule": delta,
+        "delta_rule_backward": dict(
+            dout=r(2, 40, 3, 4), dlast_state=r(2, 3, 5, 4), borders=r(2, 2, 3, 20), **delta
+        ),
+        "recurrent_cell": dict(
+            Wx=r(2, 9, 4, 3, 5), R=lstm["R"], b=r(4, 3, 5), initial_states=lstm["initial_states"],
+            cell=1, keep_gates=True,
+        ),
+        "recurrent_cell_backward": dict(
+            dstates=r(2, 2, 9, 3, 5), states=r(2, 2, 9, 3, 5), gates=r(2, 9, 4, 3, 5), **lstm
+        ),
+        "diagonal_scan": dict(a=diagonal["a"], b=r(2, 9, 6)) | diagonal,
+        "diagonal_scan_backward": dict(dx=r(2, 9, 6), x=r(2, 9, 6), **diagonal),
         "causal_conv1d": conv,
         "causal_conv1d_backward": dict(dout=r(2, 4, 9), **conv),
         "causal_conv1d_update": dict(
@@ -158,6 +177,12 @@ def test_memory_that_has_been_taken_away_is_not_read(op, name):
 ] + [
     ("ssd_backward", "span", n) for n in (0, -256, 64)
 ] + [
+    ("delta_rule", "span", n) for n in (-32, 1, 64, 2**62)
+] + [
+    ("delta_rule_backward", "span", n) for n in (0, 64)
+] + [
+    (op, "cell", n) for op in ("recurrent_cell", "recurrent_cell_backward") for n in (-1, 4, 2**40)
+] + [
     ("ssd", "chunk_size", n) for n in (0, -1)
 ] + [
     ("cross_merge", name, n) for name in ("height", "width") for n in (0, -4, 2**31, 2**62)
@@ -180,6 +205,8 @@ def test_sizes_whose_product_wraps_around_are_refused():
 @pytest.mark.parametrize("op, name", [
     ("causal_conv1d", "x"), ("causal_conv1d_backward", "x"), ("causal_conv1d_update", "x"),
     ("selective_scan", "u"), ("selective_state_update", "state"), ("ssd", "x"), ("cross_scan", "x"),
+    ("delta_rule", "k"), ("recurrent_cell", "Wx"),
+    ("diagonal_scan", "b"),
 ])  # fmt: skip
 def test_empty_dimensions_are_refused(op, name):
     right = given(op)
@@ -266,6 +293,10 @@ def test_outputs_can_be_changed_in_place(columns):
         out.add_(1)
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             squares.sum().backward()
+    out = diagonal_scan(A[:, 0], signal().mT)  # whose own states its gradient reads
+    out.mul_(3)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
 
 
 @pytest.mark.parametrize("op", NAMES)
@@ -291,6 +322,7 @@ state = r(8, 64, 32)
 step = [r(8, 64), r(8, 64).abs(), -r(64, 32).abs(), r(8, 32), r(8, 32)]
 q, k, lengths = r(2, 4, 2, 8), r(2, 2, 32, 8), torch.tensor([8, 9])
 bits = torch.tensor([[[1], [3]]] * 2)
+R = r(1, 4, 8, 8)
 
 def run():
     found = []
@@ -302,11 +334,14 @@ def run():
     found.append(ops.selective_scan(u, u.sigmoid(), A, B, B))
     found.append(ops.ssd(X, dt, A2, B2, B2))
     found.append(ops.cross_scan(x.view(2, 8, 8, 8)))
+    found.append(ops.diagonal_scan(A[:, 0].exp(), x.mT))
     sum(f.sum() for f in found).backward()
     found += [t.grad.clone() for t in (x, u, X)]
     found.append(ops.selective_state_update(state.clone(), *step))
     found.append(ops.causal_conv1d_update(x.detach()[..., 0], r(2, 8, 3) * 0, w))
     found.append(ops.tree_attention(q, k, k, lengths, bits))
+    found.append(ops.delta_rule(X, X, X, dt.sigmoid()))
+    found.append(ops.recurrent_cell(X[:, :, None], R, R[..., 0], cell="elman")[0])
     return [f.detach() for f in found]
 
 expected = run()

@@ -15,7 +15,7 @@ SCRIPT = """
 import json, sys
 import torch
 import zoo.ops
-from zoo.ops import _library, causal_conv1d, cross_scan, selective_scan, ssd
+from zoo.ops import _library, causal_conv1d, cross_scan, diagonal_scan, selective_scan, ssd
 
 torch.manual_seed(0)
 def leaf(*shape): return torch.randn(shape, dtype=torch.double).requires_grad_()
@@ -28,6 +28,7 @@ made = {
     "selective_scan": (scanned, (x, delta, A, B)),
     "causal_conv1d": (causal_conv1d(x, weight), (x, weight)),
     "cross_scan": (cross_scan(picture), (picture,)),
+    "diagonal_scan": (diagonal_scan(delta.mT.exp() * -0.1, x.mT, reset=x[:, 0] > 1), (delta, x)),
     "ssd": (ssd(heads, dt.exp(), -a.exp(), b, c, chunk_size=16), (heads, dt, a, b, c)),
 }
 numbers = {}

@@ -88,6 +88,14 @@ def test_schedule_after_the_warmup():
     assert found[4:] == pytest.approx(cosine)
 
 
+@pytest.mark.parametrize("epochs", [4, 8])
+@pytest.mark.parametrize("sched", ["cosine", "tanh", "poly", "constant"])
+def test_a_run_that_is_shorter_than_its_warmup(sched, epochs):
+    found = rates(sched=sched, warmup_epochs=epochs, warmup_prefix=True, warmup_lr=0.01)
+    rise = [0.01 + (0.1 - 0.01) * step / (4 * epochs) for step in range(16)]
+    assert found == pytest.approx(rise)
+
+
 def test_constant_rate():
     assert rates(sched="constant", warmup_epochs=0) == [0.1] * 16
 

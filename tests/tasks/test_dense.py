@@ -1,7 +1,9 @@
 """Tasks on pictures of any size, stages of training, and what users get wrong."""
 
+import shutil
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from skimage.data import astronaut
 from zoo.data.dense.crowds import ShanghaiTech
 from zoo.data.dense.inpainting import Inpainting as InpaintingData
 from zoo.data.dense.portraits import Portraits
-from zoo.data.dense.volumes import Synapse
+from zoo.data.dense.volumes import NiftiVolumes, Synapse
 from zoo.data.dense.xrays import COVIDx
 from zoo.data.formats.maps import SmallSample
 from zoo.data.vision.ade20k import ADE20K
@@ -92,6 +94,62 @@ def test_slices_become_grey(photo, tmp_path):
     task = Segmentation(model="wau_unet", num_classes=9, model_args=args)
     rows, _ = predict(task, Synapse(root="", image_size=32), [photo], tmp_path)
     assert len(rows[0]) == 10
+
+
+class Bands(torch.nn.Module):
+    """The class whose value, -1, 0 or 1, is nearest to the first channel."""
+
+    def forward(self, x):
+        return torch.cat([-(x[:, :1] - value).abs() for value in (-1, 0, 1)], dim=1)
+
+
+def volumes(root: Path) -> np.ndarray:
+    """Three volumes with labels 0, 1 and 4; the values of the first, standardised."""
+    rng, place = np.random.default_rng(0), np.diag([2.0, 1.5, 3, 1])
+    for i in range(3):
+        image, label = rng.normal(5, 3, (8, 8, 5)), rng.choice([0, 1, 4], (8, 8, 5))
+        for folder, values in (("imagesTr", np.float32(image)), ("labelsTr", np.uint8(label))):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            nibabel.save(nibabel.Nifti1Image(values, place), root / folder / f"{i}.nii.gz")
+    values = np.asarray(nibabel.load(root / "imagesTr/0.nii.gz").dataobj)
+    return (values - values.mean()) / values.std()
+
+
+def bands() -> Segmentation:
+    task = Segmentation(model="wau_unet", num_classes=3, model_args={"widths": [4, 8]})
+    task.model = Bands()
+    return task
+
+
+def test_a_volume_is_answered_with_one(tmp_path, photo):
+    """In the numbers of the training data's labels, also when those are gone."""
+    values = volumes(tmp_path / "data")
+    data = NiftiVolumes(root=str(tmp_path / "data"), image_size=8, batch_size=1)
+    task, other = bands(), bands()
+    task.check_data(data)
+    task.use_data(data)
+    checkpoint = {"state_dict": task.state_dict()}
+    task.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, tmp_path / "it.ckpt")
+    other.load_weights(torch.load(tmp_path / "it.ckpt", weights_only=True))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "data/imagesTr/0.nii.gz").rename(tmp_path / "mine/v.nii.gz")
+    shutil.rmtree(tmp_path / "data")
+
+    data = NiftiVolumes(root=str(tmp_path / "data"), image_size=8, batch_size=1)
+    (row,), drawn = predict(other, data, [tmp_path / "mine"], tmp_path)
+    assert [path.name for path in drawn] == ["0001_v.nii.png", "0001_v.nii_labels.nii.gz"]
+    found = nibabel.load(drawn[1])
+    wanted = np.array([0, 1, 4])[np.abs(values[..., None] - [-1, 0, 1]).argmin(-1)]
+    assert np.array_equal(np.asarray(found.dataobj), wanted)
+    assert np.array_equal(found.affine, np.diag([2.0, 1.5, 3, 1]))
+    assert row["share of label 4"] == pytest.approx((wanted == 4).mean(), abs=1e-4)
+    (row,), _ = predict(other, data, [photo], tmp_path / "picture")
+    assert "share of background" in row
+
+    pictures = Segmentation(model="sinet", num_classes=2)
+    with pytest.raises(ZooError, match=r"v\.nii\.gz is a volume, but this network has learnt pict"):
+        predict(pictures, Portraits(root=""), [tmp_path / "mine"], tmp_path / "no")
 
 
 def test_counted_picture_gets_its_density(photo, tmp_path):

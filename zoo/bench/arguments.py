@@ -12,6 +12,9 @@ OPS = (
     "selective_scan",
     "selective_state_update",
     "ssd",
+    "delta_rule",
+    "linear_attention",
+    "recurrent_cell",
     "causal_conv1d",
     "causal_conv1d_update",
     "cross_scan",
@@ -19,6 +22,8 @@ OPS = (
     "tree_attention",
     "cauchy_kernel",
     "vandermonde_kernel",
+    "diagonal_scan",
+    "fft_conv",
     "models",
 )
 

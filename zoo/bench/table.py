@@ -6,6 +6,8 @@ from zoo.bench.attention import TreeAttention
 from zoo.bench.case import Case
 from zoo.bench.convolutions import CausalConv1d, CausalConv1dUpdate
 from zoo.bench.mamba2 import Ssd
+from zoo.bench.recurrences import DiagonalScan, FftConv
+from zoo.bench.recurrent import DeltaRule, LinearAttention, OneHead, RecurrentCell
 from zoo.bench.scan_orders import CrossMerge, CrossScan
 from zoo.bench.scans import LongScan, SelectiveScan, SelectiveStateUpdate
 from zoo.bench.ssm_kernels import CauchyKernel, VandermondeKernel
@@ -30,6 +32,15 @@ CPU: tuple[Case, ...] = (
     Ssd(backward=True),
     Ssd(dtype="bfloat16", compare=False),
     Ssd(heads=12, state=1, compare=False),
+    DeltaRule(),
+    DeltaRule(backward=True),
+    LinearAttention(),
+    LinearAttention(backward=True),
+    RecurrentCell(),
+    RecurrentCell(backward=True),
+    RecurrentCell(cell="slstm"),
+    OneHead(),
+    OneHead(backward=True),
     CausalConv1d(),
     CausalConv1d(backward=True),
     CausalConv1d(channel_last=True),
@@ -53,6 +64,11 @@ CPU: tuple[Case, ...] = (
         for length in (1024, 16384)
         for backward in (False, True)
     ),
+    DiagonalScan(),
+    DiagonalScan(backward=True),
+    DiagonalScan(complex=False),
+    FftConv(),
+    FftConv(backward=True),
 )
 
 GPU: tuple[Case, ...] = (
@@ -76,6 +92,11 @@ GPU: tuple[Case, ...] = (
     CrossMerge(batch=128),
     Ssd(batch=8),
     Ssd(batch=8, backward=True),
+    *(
+        case
+        for backward in (False, True)
+        for case in (DeltaRule(batch=8, backward=backward), RecurrentCell(backward=backward))
+    ),
     TreeAttention(),
     TreeAttention(prefix=8192),
     TreeAttention(prefix=8192, batch=8, kv_heads=8),
@@ -84,6 +105,10 @@ GPU: tuple[Case, ...] = (
         for case in (CauchyKernel, VandermondeKernel)
         for backward in (False, True)
     ),
+    DiagonalScan(),
+    DiagonalScan(backward=True),
+    FftConv(),
+    FftConv(length=32768),
 )
 
 #: Run at lengths from 256 to 262144.
@@ -102,7 +127,12 @@ QUICK: tuple[Case, ...] = (
     CrossScan(batch=1, channels=16, height=14, width=14),
     CrossMerge(batch=1, channels=16, height=14, width=14),
     Ssd(length=128, heads=2, state=16),
+    DeltaRule(length=64, heads=2, head_dim=16),
+    LinearAttention(length=64, heads=2, head_dim=16),
+    RecurrentCell(batch=2, length=16, heads=2, head_dim=16),
     TreeAttention(nodes=8, prefix=64, heads=2, kv_heads=1, head_dim=32),
     CauchyKernel(features=4, poles=4, length=128),
     VandermondeKernel(features=4, modes=4, length=128),
+    DiagonalScan(batch=1, length=128, channels=16),
+    FftConv(batch=1, channels=16, length=128),
 )

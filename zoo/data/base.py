@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
@@ -187,6 +187,14 @@ class DataModule(pl.LightningDataModule, ABC):
                 raise ZooError(f"{type(self).__name__}: the {split} split holds no samples")
             self._sources[split] = source
         return self._sources[split]
+
+    def facts(self) -> dict[str, Any] | None:
+        """What prediction must know of the data that a recipe does not say, as plain values; their
+        files may be gone by then. None: nothing."""
+        return None
+
+    def restore(self, facts: Mapping[str, Any]) -> None:
+        """Take what :meth:`facts` of the training data gave."""
 
     def first_sample(self) -> Any | None:
         """A sample for evaluation, of a split that is loaded; None while there is none."""

@@ -19,7 +19,15 @@ from zoo.ops.cross_scan import (
     cross_scan,
     cross_scan_reference,
 )
+from zoo.ops.delta_rule import (
+    delta_rule,
+    delta_rule_reference,
+    linear_attention,
+    linear_attention_reference,
+)
+from zoo.ops.diagonal_scan import diagonal_scan, diagonal_scan_reference
 from zoo.ops.fft_conv import fft_conv, fft_conv_reference
+from zoo.ops.recurrent_cell import recurrent_cell, recurrent_cell_reference
 from zoo.ops.selective_scan import selective_scan, selective_scan_reference
 from zoo.ops.selective_state_update import (
     selective_state_update,
@@ -54,8 +62,16 @@ __all__ = [
     "cross_merge_reference",
     "cross_scan",
     "cross_scan_reference",
+    "delta_rule",
+    "delta_rule_reference",
+    "diagonal_scan",
+    "diagonal_scan_reference",
     "fft_conv",
     "fft_conv_reference",
+    "linear_attention",
+    "linear_attention_reference",
+    "recurrent_cell",
+    "recurrent_cell_reference",
     "selective_scan",
     "selective_scan_reference",
     "selective_state_update",

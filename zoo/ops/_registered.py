@@ -270,3 +270,147 @@ def vandermonde_transpose(u: Tensor, x: Tensor, moments: int) -> None:
     given.not_empty("x", x, 0, 1)
     given.that(moments in (1, 2), f"moments is {moments}, expected 1 or 2")
     given.plain("u", u, (None, x.shape[0], None), x.dtype)
+
+
+_DELTA_SPAN = 32  # kDeltaSpan
+
+
+def _accumulator(op: str, name: str, main: Tensor) -> Arguments:
+    """For kernels that know float32 and float64 alone."""
+    given = Arguments(op, name, main)
+    given.that(
+        main.dtype in (torch.float32, torch.float64),
+        f"{name} must be float32 or float64, got {main.dtype}",
+    )
+    given.plain(name, main, main.shape, main.dtype)
+    return given
+
+
+def _delta(op: str, tensors: Sequence[Any], span: int) -> Arguments:
+    q, k, v, beta, decay, initial_state = tensors
+    given = _accumulator(op, "k", k)
+    given.has_dims("k", k, "batch length heads state")
+    given.not_empty("k", k, 1, 2, 3)
+    batch, length, heads, state = k.shape
+    given.plain("q", q, k.shape, k.dtype)
+    given.plain("v", v, (batch, length, heads, None), k.dtype)
+    given.not_empty("v", v, 3)
+    for name, t in (("beta", beta), ("decay", decay)):
+        given.plain(name, t, (batch, length, heads), k.dtype)
+    given.plain("initial_state", initial_state, (batch, heads, state, v.shape[3]), k.dtype)
+    given.that(span in (0, _DELTA_SPAN), f"span is {span}, expected {_DELTA_SPAN}")
+    return given
+
+
+def delta_rule(*given: Any) -> None:
+    """Of ``zoo::delta_rule``."""
+    _delta("delta_rule", given[:6], given[6])
+
+
+def delta_rule_backward(
+    dout: Tensor | None, dlast_state: Tensor | None, borders: Tensor, *given: Any
+) -> None:
+    """Of ``zoo::delta_rule_backward``."""
+    span = given[6]
+    checks = _delta("delta_rule_backward", given[:6], span)
+    checks.that(span > 0, "the forward pass has left no borders")
+    k, v = given[1], given[2]
+    batch, length, heads, state = k.shape
+    checks.plain("dout", dout, v.shape, k.dtype)
+    checks.plain("dlast_state", dlast_state, (batch, heads, state, v.shape[3]), k.dtype)
+    spans = -(-length // span)
+    checks.plain("borders", borders, (batch, spans, heads, state * v.shape[3]), k.dtype)
+
+
+#: Of each cell of recurrent_cell: gates of Wx, of R, of b and of what is kept, and states.
+CELL_SIZES = ((1, 1, 1, 1, 1), (4, 4, 4, 4, 2), (3, 3, 4, 4, 1), (4, 4, 4, 4, 4))
+
+
+def _cell_sizes(given: Arguments, cell: int) -> tuple[int, int, int, int, int]:
+    given.that(0 <= cell < len(CELL_SIZES), f"cell is {cell}, expected 0 to {len(CELL_SIZES) - 1}")
+    return CELL_SIZES[cell]
+
+
+def recurrent_cell(
+    Wx: Tensor, R: Tensor, b: Tensor, initial_states: Tensor, cell: int, keep_gates: bool
+) -> None:
+    """Of ``zoo::recurrent_cell``."""
+    given = _accumulator("recurrent_cell", "Wx", Wx)
+    given.has_dims("Wx", Wx, "batch length gates heads channels")
+    inputs, recurrent, biases, _, states = _cell_sizes(given, cell)
+    given.not_empty("Wx", Wx, 1, 3, 4)
+    batch, length, _, heads, channels = Wx.shape
+    given.plain("Wx", Wx, (batch, length, inputs, heads, channels), Wx.dtype)
+    given.plain("R", R, (recurrent, heads, channels, channels), Wx.dtype)
+    given.plain("b", b, (biases, heads, channels), Wx.dtype)
+    given.plain("initial_states", initial_states, (states, batch, heads, channels), Wx.dtype)
+
+
+def recurrent_cell_backward(
+    dstates: Tensor, states: Tensor, gates: Tensor, R: Tensor, initial_states: Tensor, cell: int
+) -> None:
+    """Of ``zoo::recurrent_cell_backward``."""
+    given = _accumulator("recurrent_cell_backward", "states", states)
+    given.has_dims("states", states, "states batch length heads channels")
+    _, recurrent, _, kept, count = _cell_sizes(given, cell)
+    given.not_empty("states", states, 2, 3, 4)
+    _, batch, length, heads, channels = states.shape
+    for name, t in (("states", states), ("dstates", dstates)):
+        given.plain(name, t, (count, batch, length, heads, channels), states.dtype)
+    given.plain("gates", gates, (batch, length, kept, heads, channels), states.dtype)
+    given.plain("R", R, (recurrent, heads, channels, channels), states.dtype)
+    given.plain("initial_states", initial_states, (count, batch, heads, channels), states.dtype)
+
+
+def _diagonal_scan(op: str, name: str, b: Tensor, tensors: Sequence[Any], pairs: bool) -> Arguments:
+    a, initial_state, reset = tensors
+    given = Arguments(op, name, b)
+    given.that(
+        b.dtype in (torch.float32, torch.float64),
+        f"{name} is {b.dtype} {list(b.shape)}, expected float32 or float64",
+    )
+    given.has_dims(name, b, "batch length width")
+    given.not_empty(name, b, 1, 2)
+    batch, length, width = b.shape
+    given.that(
+        not pairs or width % 2 == 0,
+        f"{name} is {list(b.shape)}, whose last dimension must hold pairs of real and imaginary "
+        "parts",
+    )
+    given.fits("a", a, (None, None, width), b.dtype)
+    given.that(
+        a.shape[0] in (1, batch) and a.shape[1] in (1, length),
+        f"a is {list(a.shape)}, expected batch 1 or {batch} and length 1 or {length}",
+    )
+    for label, t in (("a", a), (name, b)):
+        given.last_contiguous(label, t)
+    given.plain("initial_state", initial_state, (batch, width), b.dtype)
+    given.plain("reset", reset, (batch, length), torch.bool)
+    return given
+
+
+def diagonal_scan(
+    a: Tensor,
+    b: Tensor,
+    initial_state: Tensor | None,
+    reset: Tensor | None,
+    is_complex: bool,
+    reverse: bool,
+) -> None:
+    """Of ``zoo::diagonal_scan``."""
+    _diagonal_scan("diagonal_scan", "b", b, (a, initial_state, reset), is_complex)
+
+
+def diagonal_scan_backward(
+    dx: Tensor,
+    x: Tensor,
+    a: Tensor,
+    initial_state: Tensor | None,
+    reset: Tensor | None,
+    is_complex: bool,
+    reverse: bool,
+) -> None:
+    """Of ``zoo::diagonal_scan_backward``."""
+    given = _diagonal_scan("diagonal_scan_backward", "x", x, (a, initial_state, reset), is_complex)
+    given.fits("dx", dx, x.shape, x.dtype)
+    given.last_contiguous("dx", dx)

@@ -77,7 +77,7 @@ class DenseTask(ModelTask):
 
     @override
     def examples(self, batch: dict[str, Any], outputs: Any) -> Iterator[Panels]:
-        return (self.panels(batch, outputs, index) for index in range(self.batch_size(batch)))
+        return (self.panels(batch, outputs, index) for index in range(self.count_samples(batch)))
 
     def figures(self) -> dict[str, Figure]:
         """Some samples of the test, side by side with the truth."""

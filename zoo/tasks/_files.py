@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from abc import ABC
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -28,6 +28,8 @@ class FilePrediction(pl.LightningModule, ABC):
     input_suffixes: ClassVar[frozenset[str]] = frozenset()
     #: Names of the classes, where the task has any: the data's; they are kept in checkpoints.
     class_names: Sequence[str] | None = None
+    #: What else is to be known of the data when their files are gone; kept in checkpoints too.
+    data_facts: Mapping[str, Any] | None = None
 
     def class_name(self, number: int) -> str:
         """The name of a class; its number where names are not known."""
@@ -43,6 +45,7 @@ class FilePrediction(pl.LightningModule, ABC):
             ZooError: a folder holds none.
         """
         files: list[Path] = []
+        endings = tuple(sorted(self.input_suffixes))
         for source in sources:
             if not source.is_dir():
                 files.append(source)
@@ -50,12 +53,12 @@ class FilePrediction(pl.LightningModule, ABC):
             found = natural_sorted(
                 path
                 for path in source.rglob("*")
-                if path.suffix.lower() in self.input_suffixes and path.is_file()
+                if path.name.lower().endswith(endings) and path.suffix and path.is_file()
             )
             if not found:
-                endings = " ".join(sorted(self.input_suffixes))
                 raise ZooError(
-                    f"{source} holds no files to predict, expected files ending in {endings}"
+                    f"{source} holds no files to predict, expected files ending in "
+                    + " ".join(endings)
                 )
             files += found
         return files
@@ -68,6 +71,8 @@ class FilePrediction(pl.LightningModule, ABC):
         """
         if not isinstance(data, self.data_type):
             raise ZooError(f"{type(data).__name__} does not say how a file becomes an input")
+        if self.data_facts is not None:
+            data.restore(self.data_facts)
         if self.class_names is None:  # weights without names, such as published ones
             self.class_names = getattr(data, "class_names", None)
 

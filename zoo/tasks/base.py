@@ -146,6 +146,7 @@ class Task(FilePrediction):
         """Take what the data decide, such as the names of the classes; they were checked."""
         if self.num_classes is not None:
             self.class_names = list(data.class_names)
+        self.data_facts = data.facts()
 
     @abstractmethod
     def training_loss(self, batch: Any) -> Tensor:
@@ -155,8 +156,8 @@ class Task(FilePrediction):
     def evaluate(self, batch: Any, scores: Scores) -> Any:
         """Update the scores of a split with one batch; returns what :meth:`examples` needs."""
 
-    def batch_size(self, batch: Any) -> int:
-        """Number of samples in a batch."""
+    def count_samples(self, batch: Any) -> int:
+        """Number of samples in a batch; not batch_size, which Lightning's tuner would set."""
         return len(next(iter(batch.values())) if isinstance(batch, Mapping) else batch[0])
 
     def examples(self, batch: Any, outputs: Any) -> Iterator[Any]:
@@ -183,7 +184,7 @@ class Task(FilePrediction):
         return self.model if self.ema is None else self.ema.module
 
     @property
-    def is_staged(self) -> bool:
+    def has_unused_parameters(self) -> bool:
         """Whether there are steps in which some of the parameters that learn get no gradient."""
         return False
 
@@ -214,11 +215,16 @@ class Task(FilePrediction):
                 )
             self.ema = ModelEmaV3(self.model, self.ema_decay, use_warmup=self.ema_warmup)
             self.ema.requires_grad_(False)
-        if stage == "fit" and isinstance(self.trainer.strategy, DDPStrategy) and self.is_staged:
+        if (
+            stage == "fit"
+            and isinstance(self.trainer.strategy, DDPStrategy)
+            and self.has_unused_parameters
+        ):
             self.trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
 
     def _averaging_callbacks(self) -> list[WeightAveraging]:
-        callbacks = [] if self._trainer is None else self.trainer.callbacks
+        trainer = self._trainer  # None where a checkpoint is written without one
+        callbacks = [] if trainer is None else trainer.callbacks
         return [c for c in callbacks if isinstance(c, WeightAveraging)]
 
     @override
@@ -257,7 +263,7 @@ class Task(FilePrediction):
 
     @override
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        return self.log_loss(self.training_loss(batch), self.batch_size(batch))
+        return self.log_loss(self.training_loss(batch), self.count_samples(batch))
 
     def log_loss(self, loss: Tensor, batch_size: int) -> Tensor:
         """Keep the training loss for the epoch's mean, write it now and then; returns it.
@@ -275,7 +281,7 @@ class Task(FilePrediction):
             )
         self.train_loss.update(loss.detach(), batch_size)
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if (self.global_step + 1) % every == 0:
+        if every and (self.global_step + 1) % every == 0:
             groups = self.trainer.optimizers[0].param_groups
             self.log("lr", max(group["lr"] for group in groups))
             self.log("train/loss_step", loss.detach(), sync_dist=True)
@@ -336,6 +342,8 @@ class Task(FilePrediction):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.class_names is not None:
             checkpoint["class_names"] = list(self.class_names)
+        if self.data_facts is not None:
+            checkpoint["data_facts"] = dict(self.data_facts)
         if "optimizer_states" not in checkpoint:  # one set of weights: the evaluated one
             for callback in self._averaging_callbacks():
                 callback.on_save_checkpoint(self.trainer, self, checkpoint)
@@ -347,8 +355,8 @@ class Task(FilePrediction):
             }
 
     def load_weights(self, checkpoint: Mapping[str, Any]) -> None:
-        """Take the evaluated weights of a checkpoint, and the names of the classes, if it has any;
-        the moving average, if there is one, ends here.
+        """Take the evaluated weights of a checkpoint, and what it has of the data: the names of the
+        classes, facts; the moving average, if there is one, ends here.
 
         Raises:
             ZooError: they are of another model.
@@ -358,6 +366,7 @@ class Task(FilePrediction):
         self.ema = None
         self.model.load_state_dict(weights)
         self.class_names = checkpoint.get("class_names", self.class_names)
+        self.data_facts = checkpoint.get("data_facts", self.data_facts)
 
     def check_resumable(self, checkpoint: Mapping[str, Any]) -> None:
         """Training can go on from a checkpoint only with its model, with EMA weights or without.

@@ -179,7 +179,8 @@ def build_schedule(
         optimizer,
         decay_rate=settings.poly_power,
         sched="cosine" if settings.sched == "constant" else settings.sched,
-        num_epochs=total - (warmup if settings.warmup_prefix else 0),
+        # a run that is shorter than its warm-up is all warm-up
+        num_epochs=max(total - (warmup if settings.warmup_prefix else 0), 1),
         min_lr=lr if settings.sched == "constant" else settings.min_lr,
         warmup_lr=settings.warmup_lr,
         warmup_epochs=warmup,

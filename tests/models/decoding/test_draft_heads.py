@@ -137,6 +137,10 @@ def test_medusas_files(tmp_path) -> None:
     folder = written(tmp_path, "medusa_lm_head.pt", own, {"medusa_num_heads": 2})
     assert_same(head_for((MedusaHeads,), MedusaHeads.for_target, folder, target), head)
 
+    # ours, with a tensor too many: strict loading will say so
+    ours = head.state_dict() | {"lm_head.weight": torch.ones(1)}
+    assert head.remap_state_dict(ours) == ours
+
     # Medusa-2: the whole model is one checkpoint
     whole = {f"medusa_head.{key}": t for key, t in own.items()} | target.state_dict()
     folder = written(tmp_path, "medusa_lm_head.pt", whole, {"medusa_num_heads": 3})
@@ -192,6 +196,23 @@ def test_specdec_pps_file_may_name_the_shared_block_once(tmp_path) -> None:
     folder = written(tmp_path, "pytorch_model.bin", kept, config)
     loaded = head_for((AcceptanceHead,), AcceptanceHead.for_target, folder, make_model("llama"))
     assert_same(loaded, head)
+
+
+def test_heads_without_settings_are_the_papers() -> None:
+    target = make_model("llama")
+    medusa = MedusaHeads.for_target(target)
+    assert medusa.config == {
+        "d_model": WIDTH, "vocab_size": VOCAB, "num_heads": 5, "num_layers": 1
+    }  # fmt: skip
+    assert torch.equal(medusa.heads[4][-1].weight, target.lm_head.weight)
+    assert KangarooAdapter.for_target(target).config.exit_layer == 2
+    acceptance = AcceptanceHead.for_target(target)
+    assert acceptance.config == {"hidden_size": WIDTH, "num_layers": 3}
+    with torch.device("meta"):
+        exits = [
+            zoo.create_model(f"kangaroo_vicuna_{size}").config.exit_layer for size in ("7b", "13b")
+        ]
+    assert exits == [2, 3]
 
 
 def test_heads_that_are_not_there_or_of_another_kind(tmp_path) -> None:

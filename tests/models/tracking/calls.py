@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tests.fingerprints import uniform
+from tests.formula import uniform
 from zoo.models.tracking.trackssm import TrackSSM
 
 

@@ -5,6 +5,8 @@ import torch
 
 import zoo
 from tests.models.vision.test_upernet import authors_key
+from zoo.errors import ZooError
+from zoo.models.vision._adapter import AdaptedMaps
 from zoo.models.vision._detection import Anchors, Regions, Scaling, paste
 
 
@@ -58,6 +60,92 @@ def test_official_keys(name, backbone, dim, arguments):
     expected = {key: value.shape for key, value in model.state_dict().items()}
     assert {key: value.shape for key, value in remapped.items()} == expected
     assert len(remapped) == len(official)
+
+
+def normed(keys, conv, norm, channels):
+    """BatchNorm beside a convolution, which has no bias then."""
+    for part in ("weight", "bias", "running_mean", "running_var"):
+        keys[f"{norm}.{part}"] = (channels,)
+    keys[f"{norm}.num_batches_tracked"] = ()
+    keys.pop(f"{conv}.bias", None)
+
+
+def official_adapter(dim, channels, hidden):
+    """Names and shapes of the adapter of PlainMamba's authors, 6 heads with 4 points."""
+    keys = {"level_embed": (3, dim), "up.weight": (dim, dim, 2, 2), "up.bias": (dim,)}
+    pyramid = [("stem.0", 3, 1), ("stem.3", 1, 1), ("stem.6", 1, 1)]
+    pyramid += [("conv2.0", 1, 2), ("conv3.0", 2, 4), ("conv4.0", 4, 4)]
+    for name, inner, out in pyramid:
+        inner = 3 if inner == 3 else inner * channels
+        keys[f"spm.{name}.weight"] = (out * channels, inner, 3, 3)
+        place, _, number = name.partition(".")
+        normed(keys, f"spm.{name}", f"spm.{place}.{int(number) + 1}", out * channels)
+    for i, width in enumerate((1, 2, 4, 4), 1):
+        keys[f"spm.fc{i}.weight"] = (dim, width * channels, 1, 1)
+        keys[f"spm.fc{i}.bias"] = (dim,)
+        normed(keys, "", f"ad_norm{i}", dim)
+    for i in range(4):
+        place = f"interactions.{i}."
+        keys[f"{place}injector.gamma"] = (dim,)
+        parts = ["injector", "extractor"]
+        parts += ["extra_extractors.0", "extra_extractors.1"] if i == 3 else []
+        for part in parts:
+            places = 6 * 4 * (3 if part == "injector" else 1)
+            shapes = {"query_norm": (dim,), "feat_norm": (dim,), "attn.value_proj": (dim, dim)}
+            shapes |= {"attn.sampling_offsets": (2 * places, dim), "attn.output_proj": (dim, dim)}
+            shapes |= {"attn.attention_weights": (places, dim)}
+            if part != "injector":
+                shapes |= {"ffn_norm": (dim,), "ffn.fc1": (hidden, dim), "ffn.fc2": (dim, hidden)}
+                shapes |= {"ffn.dwconv.dwconv": (hidden, 1, 3, 3)}
+            for name, shape in shapes.items():
+                keys[f"{place}{part}.{name}.weight"] = shape
+                keys[f"{place}{part}.{name}.bias"] = shape[:1]
+    return {f"backbone.{key}": shape for key, shape in keys.items()}
+
+
+def test_official_keys_of_plainmamba():
+    keys = official_heads(80) | official_adapter(192, 64, 48)
+    for i in range(4):
+        keys[f"neck.lateral_convs.{i}.conv.weight"] = (256, 192, 1, 1)
+        keys[f"roi_head.bbox_head.shared_convs.{i}.conv.weight"] = (256, 256, 3, 3)
+        for place in ("neck.lateral_convs", "neck.fpn_convs", "roi_head.bbox_head.shared_convs"):
+            normed(keys, f"{place}.{i}.conv", f"{place}.{i}.bn", 256)
+    for part in ("weight", "bias"):
+        del keys[f"roi_head.bbox_head.shared_fcs.1.{part}"]
+    with torch.device("meta"):
+        model = zoo.create_model("mask_rcnn_plainmamba_l1")
+        inner = zoo.create_model("plainmamba_l1", num_classes=0, final_norm=False)
+        official = {f"backbone.{key}": value for key, value in inner.state_dict().items()}
+        official |= {key: torch.empty(shape) for key, shape in keys.items()}
+        remapped = model.remap_state_dict(official)
+    expected = {key: value.shape for key, value in model.state_dict().items()}
+    assert {key: value.shape for key, value in remapped.items()} == expected
+    assert len(remapped) == len(official)
+
+
+def test_an_adapter_takes_the_weights_of_its_classifier(tmp_path):
+    small = {"embed_dims": 8, "num_layers": 4, "img_size": 32}
+    classifier = zoo.create_model("plainmamba_l1", **small, num_classes=3)
+    torch.save({"state_dict": classifier.state_dict()}, tmp_path / "l1.pth")
+    maps = AdaptedMaps("plainmamba_l1", heads=2, stem_channels=4, **small)
+    before = maps.up.weight.clone()
+    zoo.load_pretrained(maps, tmp_path / "l1.pth")
+    assert torch.equal(
+        maps.net.layers[3].mamba.in_proj.weight, classifier.layers[3].mamba.in_proj.weight
+    )
+    assert torch.equal(maps.up.weight, before)
+
+
+def test_adapter_mistakes_are_one_line():
+    small = {"embed_dims": 8, "num_layers": 4, "img_size": 32}
+    with pytest.raises(ZooError, match=r"4, 8, \.\.\. layers, not plainmamba_l1"):
+        AdaptedMaps("plainmamba_l1", heads=2, **small | {"num_layers": 6})
+    with pytest.raises(ZooError, match="heads are 3, expected a divisor of the width 8"):
+        AdaptedMaps("plainmamba_l1", heads=3, **small)
+    with pytest.raises(ZooError, match="sides are multiples of 32 with an adapter"):
+        AdaptedMaps("plainmamba_l1", heads=2, **small)(torch.zeros(1, 3, 32, 40))
+    with pytest.raises(ZooError, match="box_layers is 1, expected 2"):
+        zoo.create_model("mask_rcnn_vmamba_tiny", box_layers=1)
 
 
 def test_background_is_first_and_has_neither_box_nor_mask():

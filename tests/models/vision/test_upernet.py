@@ -67,6 +67,31 @@ def test_official_keys(name, backbone, dim):
     assert len(remapped) == len(official)
 
 
+def test_plainmambas_norms_are_those_of_its_maps():
+    """They have the numbers of their layers, and the last is the network's final one."""
+    inner = {"embed_dims": 8, "num_layers": 8, "img_size": 32}
+    model = UPerNet("plainmamba_l1", {**inner, "out_indices": (1, 3, 7)}, 5, 8, aux_channels=4)
+    official = {f"ln1.{part}": torch.full((8,), 7.0) for part in ("weight", "bias")}
+    for layer in (3, 1):
+        official |= {
+            f"norm_layer{layer}.{part}": torch.full((8,), float(layer))
+            for part in ("weight", "bias")
+        }
+    classifier = zoo.create_model("plainmamba_l1", **inner)
+    official |= {k: v for k, v in classifier.state_dict().items() if k not in official}
+    del official["head.weight"], official["head.bias"]
+    remapped = model.backbone.remap_state_dict(official)
+    assert remapped.keys() == model.backbone.state_dict().keys()
+    assert [remapped[f"outnorm{i}.weight"][0].item() for i in range(3)] == [1, 3, 7]
+    assert (
+        zoo.create_model(
+            "upernet_plainmamba_l1",
+            **SMALL | {"backbone_args": inner | {"out_indices": (1, 3, 7)}, "aux_index": 0},
+        ).backbone.outnorm1.eps
+        == 1e-6
+    )
+
+
 def authors_key(key, model: EfficientVMamba):
     parts = key.split(".")
     stage = int(parts[2]) if parts[1] == "layers" else 0

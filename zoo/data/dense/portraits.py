@@ -24,9 +24,10 @@ from zoo.data.formats.files import natural_sorted, reading
 from zoo.data.formats.labels import read_mask
 from zoo.data.formats.maps import MapDataModule, SmallSample, read_image, write_image
 from zoo.data.synthetic.portraits import draw_portrait
-from zoo.models.dense.sinet import PORTRAIT_MEAN, PORTRAIT_STD
 
 FOREGROUND = 200
+#: What the published weights of SINet were trained with, BGR, pixels in 0..255.
+PORTRAIT_MEAN, PORTRAIT_STD = (107.304565, 115.69884, 132.35703), (63.97182, 65.1337, 68.29726)
 
 
 class Portraits(MapDataModule):

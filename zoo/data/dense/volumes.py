@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision import tv_tensors
 from torchvision.transforms import v2
+from typing_extensions import override
 
 from zoo.checkpoints.hdf5 import member, open_hdf5, read_array
 from zoo.data.base import SampleKey, SeededDataset
@@ -69,8 +70,6 @@ class VolumeDataModule(MapDataModule):
         kwargs: see :class:`MapDataModule`.
     """
 
-    in_chans: int = 1
-
     def __init__(
         self,
         root: str,
@@ -83,6 +82,7 @@ class VolumeDataModule(MapDataModule):
         self.image_size, self.augment = image_size, augment
         self._given_names = class_names
         self._labels: dict[int, str] | None = None
+        self._channels: int | None = None
         self._resize = v2.Resize([image_size, image_size], antialias=True)
         self._rotate = v2.RandomRotation(20)
 
@@ -105,9 +105,22 @@ class VolumeDataModule(MapDataModule):
         return labels
 
     @property
+    def in_chans(self) -> int:
+        """Channels of the slices."""
+        return 1
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """The classes in the order of their numbers."""
         return tuple(self.labels.values())
+
+    @override
+    def facts(self) -> dict[str, Any]:
+        return {"labels": dict(self.labels), "channels": self.in_chans}
+
+    @override
+    def restore(self, facts: Mapping[str, Any]) -> None:
+        self._labels, self._channels = dict(facts["labels"]), facts["channels"]
 
     @abstractmethod
     def other_labels(self) -> dict[int, str]:
@@ -307,7 +320,6 @@ class NiftiVolumes(VolumeDataModule):
     def __init__(self, root: str, kind: Literal["msd", "acdc"] = "msd", **kwargs: Any) -> None:
         super().__init__(root, **kwargs)
         self.kind = kind
-        self._channels: int | None = None
         self._statistics: dict[Path, tuple[np.ndarray, np.ndarray]] = {}
 
     @property

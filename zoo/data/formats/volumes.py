@@ -1,4 +1,7 @@
-"""NIfTI files: volumes of slices with their place in the patient."""
+"""NIfTI files: volumes of slices with their place in the patient.
+
+nibabel is imported when a file is read or written: tasks know the endings of such files without it.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 
 from zoo.checkpoints.claims import check_claim
@@ -61,6 +63,8 @@ def open_volume(path: Path, expected: str = IMAGE) -> Volume:
         ZooError: it is missing, broken, no NIfTI file, has other numbers of axes, or fewer bytes
             than it says.
     """
+    import nibabel
+
     with reading(path, expected):
         image = nibabel.load(path)
         if not isinstance(image, nibabel.Nifti1Pair):
@@ -105,6 +109,8 @@ def write_volume(path: Path, labels: np.ndarray, like: Volume) -> None:
         labels: whole numbers from 0 to 65535.
         like: whose affine and header are kept.
     """
+    import nibabel
+
     header = like.header.copy()
     dtype = np.uint8 if labels.max(initial=0) < 256 else np.uint16
     header.set_data_dtype(dtype)

@@ -105,7 +105,7 @@ class MedusaHeads(nn.Module):
         return mapped
 
 
-def _vicuna(d_model: int, **overrides: Any) -> MedusaHeads:
+def _vicuna(d_model: int, overrides: dict[str, Any]) -> MedusaHeads:
     return MedusaHeads(**({"d_model": d_model, "vocab_size": 32000} | overrides))
 
 
@@ -114,7 +114,7 @@ def _vicuna(d_model: int, **overrides: Any) -> MedusaHeads:
 )
 def medusa_vicuna_7b(**overrides: Any) -> MedusaHeads:
     """Five Medusa-1 heads for Vicuna-7B v1.3."""
-    return _vicuna(4096, **overrides)
+    return _vicuna(4096, overrides)
 
 
 @register_model(
@@ -122,7 +122,7 @@ def medusa_vicuna_7b(**overrides: Any) -> MedusaHeads:
 )
 def medusa_vicuna_13b(**overrides: Any) -> MedusaHeads:
     """Five Medusa-1 heads for Vicuna-13B v1.3."""
-    return _vicuna(5120, **overrides)
+    return _vicuna(5120, overrides)
 
 
 @register_model(
@@ -130,4 +130,4 @@ def medusa_vicuna_13b(**overrides: Any) -> MedusaHeads:
 )
 def medusa_vicuna_33b(**overrides: Any) -> MedusaHeads:
     """Five Medusa-1 heads for Vicuna-33B v1.3."""
-    return _vicuna(6656, **overrides)
+    return _vicuna(6656, overrides)

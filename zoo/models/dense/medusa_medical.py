@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from zoo.errors import ZooError, check_choice
+from zoo.layers.precision import at_least_fp32
 from zoo.layers.unet import TransposedUp, UNet
 from zoo.models.registry import register_model
 
@@ -99,9 +100,11 @@ class Medusa(nn.Module):
         The body sees the grey picture at its own size, each with mean 0 and deviation 1.
         """
         size = (self.body_size, self.body_size)
-        grey = interpolate(image.mean(1, keepdim=True), size, mode="bilinear", antialias=True)
+        # PyTorch antialiases no half precision
+        grey = at_least_fp32(image.mean(1, keepdim=True))
+        grey = interpolate(grey, size, mode="bilinear", antialias=True)
         deviation, mean = torch.std_mean(grey, (1, 2, 3), keepdim=True)
-        return self.body((grey - mean) / (deviation + 1e-6))
+        return self.body(((grey - mean) / (deviation + 1e-6)).to(image.dtype))
 
 
 class AttentionHead(nn.Module):

@@ -8,8 +8,8 @@ forms agree with the authors' code to 1e-5 of the largest value, on random weigh
 (clovaai/ext_portrait_segmentation at 9bc1bad, clovaai/c3_sinet at dd91638).
 
 The published portrait weights expect ``((pixel - mean) / std) / 255`` of BGR pixels in 0..255, see
-:data:`PORTRAIT_MEAN`; the division by 255 comes after the standardisation. Those for Cityscapes
-expect RGB with ImageNet's mean and deviation.
+:data:`zoo.data.dense.portraits.PORTRAIT_MEAN`; the division by 255 comes after the standardisation.
+Those for Cityscapes expect RGB with ImageNet's mean and deviation.
 """
 
 from __future__ import annotations
@@ -24,9 +24,6 @@ from torch.nn.functional import interpolate
 from zoo.errors import ZooError, check_choice
 from zoo.layers.sizes import check_multiple
 from zoo.models.registry import register_model
-
-#: Of the published portrait weights, BGR, pixels in 0..255.
-PORTRAIT_MEAN, PORTRAIT_STD = (107.304565, 115.69884, 132.35703), (63.97182, 65.1337, 68.29726)
 
 #: (kernel, pooling) of the branches of each S2 module, from the first to the last.
 Config = Sequence[Sequence[tuple[int, int]]]

@@ -24,6 +24,7 @@ from zoo import compat
 from zoo.checkpoints.exports import cache_folder, export, trained_folder
 from zoo.errors import ZooError
 from zoo.models.language.mamba import MambaLM, is_mamba_config
+from zoo.models.ssm.h3 import H3LM
 
 #: Models of transformers that import the ops of ``mamba_ssm`` and ``causal_conv1d``.
 MIXED = ("falcon_mamba", "jamba", "bamba", "zamba", "zamba2", "nemotron_h", "granitemoehybrid")
@@ -89,16 +90,18 @@ def find_causal_lm(source: str | Path) -> str:
 def load_causal_lm(source: str | Path, **options: Any) -> nn.Module:
     """A causal LM in eval mode; see :func:`find_causal_lm`.
 
-    Mamba and Mamba-2, in their authors' layout or that of transformers, are ours; all others are of
-    transformers, and ``options`` its own (``dtype`` for both); those with Mamba layers run on the
-    ops of this package where the authors' packages are not installed.
+    Mamba and Mamba-2, in their authors' layout or that of transformers, and H3 as it is exported
+    here are ours; all others are of transformers, and ``options`` its own (``dtype`` for both);
+    those with Mamba layers run on the ops of this package where the authors' packages are not
+    installed.
     """
     found = find_causal_lm(source)
     try:
         config, _ = PretrainedConfig.get_config_dict(found)
-        if is_mamba_config(config):
+        ours = H3LM if config.get("model_type") == "h3" else MambaLM
+        if ours is H3LM or is_mamba_config(config):
             place = found if Path(found).is_dir() else f"hf://{found}"
-            return MambaLM.from_pretrained(place, config, **options).eval()
+            return ours.from_pretrained(place, config, **options).eval()
         if config.get("model_type") in MIXED:
             compat.install()
         with _silently():

@@ -368,8 +368,13 @@ LAYERS = {"prefix": PrefixLayer, "attention": AttentionLayer, "none": DecoderLay
 
 
 def _padding_idx(mask: Tensor) -> Tensor | None:
-    """``seq_idx`` with padding (False in [B, T]) marked; None if there is none."""
-    return None if bool(mask.all()) else mask.int() - 1
+    """``seq_idx`` with padding (False in [B, T]) marked; None, which is faster, if there is none.
+
+    In a compiled graph, which cannot depend on the lengths, always the former.
+    """
+    if not torch.compiler.is_compiling() and bool(mask.all()):
+        return None
+    return mask.int() - 1
 
 
 @register_model(parameters=301_856)

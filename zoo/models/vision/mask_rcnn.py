@@ -11,20 +11,24 @@ boxes, scores and masks equal those of mmdet 3.3.0. The losses are torchvision's
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
 from typing import Any
 
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection import MaskRCNN as TorchvisionMaskRCNN
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.faster_rcnn import (
+    FastRCNNConvFCHead,
+    FastRCNNPredictor,
+    TwoMLPHead,
+)
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from zoo.errors import ZooError
 from zoo.models.registry import register_model
+from zoo.models.vision._adapter import AdaptedMaps
 from zoo.models.vision._detection import Anchors, Regions, Scaling, from_mmdetection
 from zoo.models.vision.upernet import FeatureMaps
 
@@ -53,6 +57,10 @@ class MaskRCNN(nn.Module):
         regions: of these, that the heads train on.
         detections: at most so many objects in a picture.
         out_norms: a LayerNorm on each map of the backbone, as the Mamba backbones' authors have it.
+        adapter: arguments of :class:`zoo.models.vision._adapter.AdaptedMaps`, which makes maps of
+            four strides of PlainMamba's one; None for the backbone's own maps.
+        conv_norm: BatchNorm in the pyramid and in the box head's convolutions.
+        box_convs, box_layers: convolutions and then layers of the box head.
     """
 
     def __init__(
@@ -70,12 +78,34 @@ class MaskRCNN(nn.Module):
         regions: int = 512,
         detections: int = 100,
         out_norms: bool = True,
+        adapter: dict[str, Any] | None = None,
+        conv_norm: bool = False,
+        box_convs: int = 0,
+        box_layers: int = 2,
     ) -> None:
         super().__init__()
         if num_classes < 1:
             raise ZooError(f"num_classes is {num_classes}, expected 1 or more kinds of objects")
         self.num_classes, self.masks = num_classes, masks
-        pyramid = Pyramid(backbone, backbone_args or {}, channels, out_norms)
+        if box_layers < 1 or (box_convs == 0 and box_layers != 2):
+            raise ZooError(
+                f"box_layers is {box_layers}, expected 2, or 1 or more after box_convs convolutions"
+            )
+        maps: FeatureMaps | AdaptedMaps
+        if adapter is None:
+            maps = FeatureMaps(backbone, out_norms, **(backbone_args or {}))
+        else:
+            maps = AdaptedMaps(backbone, **adapter, **(backbone_args or {}))
+        norm = nn.BatchNorm2d if conv_norm else None
+        pyramid = Pyramid(maps, channels, norm)
+        box_head: nn.Module = TwoMLPHead(channels * _REGION**2, head_channels)
+        if box_convs:
+            box_head = FastRCNNConvFCHead(
+                (channels, _REGION, _REGION),
+                [channels] * box_convs,
+                [head_channels] * box_layers,
+                norm,
+            )
         shared: dict[str, Any] = {
             "rpn_anchor_generator": Anchors(
                 pyramid.strides,
@@ -83,7 +113,7 @@ class MaskRCNN(nn.Module):
                 (0.5, 1.0, 2.0),
             ),
             "box_roi_pool": Regions(pyramid.strides[:-1], _REGION),
-            "box_head": TwoMLPHead(channels * _REGION**2, head_channels),
+            "box_head": box_head,
             "box_predictor": FastRCNNPredictor(head_channels, num_classes + 1),
             "rpn_post_nms_top_n_train": proposals,
             "rpn_post_nms_top_n_test": proposals,
@@ -118,7 +148,7 @@ class MaskRCNN(nn.Module):
         return found
 
     @property
-    def encoder(self) -> FeatureMaps:
+    def encoder(self) -> FeatureMaps | AdaptedMaps:
         """The backbone."""
         return self.detector.backbone.maps
 
@@ -156,14 +186,16 @@ class Pyramid(nn.Module):
     """
 
     def __init__(
-        self, backbone: str, backbone_args: dict[str, Any], channels: int, out_norms: bool
+        self,
+        maps: FeatureMaps | AdaptedMaps,
+        channels: int,
+        norm: type[nn.Module] | None,
     ) -> None:
         super().__init__()
-        self.maps = FeatureMaps(backbone, out_norms, **backbone_args)
-        dims: Sequence[int] = self.maps.dims
+        self.maps = maps
         self.out_channels = channels
         self.strides = [*self.maps.strides, 2 * self.maps.strides[-1]]
-        self.fpn = FeaturePyramidNetwork(list(dims), channels, LastLevelMaxPool())
+        self.fpn = FeaturePyramidNetwork(list(maps.dims), channels, LastLevelMaxPool(), norm)
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """Image -> maps."""
@@ -216,3 +248,32 @@ def mask_rcnn_efficientvmamba_small(**kwargs: Any) -> MaskRCNN:
 def mask_rcnn_efficientvmamba_base(**kwargs: Any) -> MaskRCNN:
     """Mask R-CNN on EfficientVMamba-B."""
     return _mask_rcnn(kwargs, "efficientvmamba_base")
+
+
+# PlainMamba's: with an adapter, BatchNorm in the pyramid and four convolutions in the box head.
+
+_PLAIN = "hf://ChenhongyiYang/PlainMamba/detection/maskrcnn/"
+
+
+def _plain(kwargs: dict[str, Any], size: str, drop_path: float, heads: int) -> MaskRCNN:
+    adapter = {"heads": heads, "drop_path": drop_path, **kwargs.pop("adapter", {})}
+    settings = {"adapter": adapter, "conv_norm": True, "box_convs": 4, "box_layers": 1, **kwargs}
+    return _mask_rcnn(settings, f"plainmamba_{size}", drop_path_rate=drop_path)
+
+
+@register_model(source=_PLAIN + "l1_1x.pth", parameters=31_216_485)
+def mask_rcnn_plainmamba_l1(**kwargs: Any) -> MaskRCNN:
+    """Mask R-CNN on PlainMamba-Adapter-L1: the authors report AP 44.1 and 39.1 on COCO."""
+    return _plain(kwargs, "l1", drop_path=0.1, heads=6)
+
+
+@register_model(source=_PLAIN + "l2_1x.pth", parameters=53_206_853)
+def mask_rcnn_plainmamba_l2(**kwargs: Any) -> MaskRCNN:
+    """Mask R-CNN on PlainMamba-Adapter-L2: the authors report AP 46.0 and 40.6 on COCO."""
+    return _plain(kwargs, "l2", drop_path=0.2, heads=6)
+
+
+@register_model(source=_PLAIN + "l3_1x.pth", parameters=79_785_877)
+def mask_rcnn_plainmamba_l3(**kwargs: Any) -> MaskRCNN:
+    """Mask R-CNN on PlainMamba-Adapter-L3: the authors report AP 46.8 and 41.2 on COCO."""
+    return _plain(kwargs, "l3", drop_path=0.3, heads=8)

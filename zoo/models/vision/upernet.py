@@ -39,6 +39,7 @@ class UPerNet(nn.Module):
         aux_index: the map that it sees.
         dropout: of whole maps before each classifier.
         out_norms: a LayerNorm on each map of the backbone, as the Mamba backbones' authors have it.
+        norm_eps: of these.
     """
 
     def __init__(
@@ -52,10 +53,11 @@ class UPerNet(nn.Module):
         aux_index: int = 2,
         dropout: float = 0.1,
         out_norms: bool = True,
+        norm_eps: float = 1e-5,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.backbone = FeatureMaps(backbone, out_norms, **(backbone_args or {}))
+        self.backbone = FeatureMaps(backbone, out_norms, norm_eps, **(backbone_args or {}))
         dims = self.backbone.dims
         if not -len(dims) <= aux_index < len(dims):
             raise ZooError(
@@ -118,10 +120,11 @@ class FeatureMaps(nn.Module):
     Args:
         name: of a vision backbone, of this zoo or of timm.
         out_norms: a LayerNorm on each map; they are new, a classifier's checkpoint lacks them.
+        norm_eps: of these.
         kwargs: of the backbone.
     """
 
-    def __init__(self, name: str, out_norms: bool, **kwargs: Any) -> None:
+    def __init__(self, name: str, out_norms: bool, norm_eps: float = 1e-5, **kwargs: Any) -> None:
         super().__init__()
         if not timm.is_model(name):
             raise ZooError(f"there is no backbone '{name}', see zoo.list_models() and timm's")
@@ -130,7 +133,7 @@ class FeatureMaps(nn.Module):
         self.dims: Sequence[int] = self.net.feature_info.channels()
         self.strides: Sequence[int] = self.net.feature_info.reduction()
         for i, dim in enumerate(self.dims if out_norms else ()):
-            self.add_module(f"outnorm{i}", LayerNorm2d(dim, eps=1e-5))
+            self.add_module(f"outnorm{i}", LayerNorm2d(dim, eps=norm_eps))
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Image -> maps."""
@@ -147,6 +150,7 @@ class FeatureMaps(nn.Module):
         own = self.state_dict()
         if own.keys() == state_dict.keys():
             return state_dict
+        state_dict = _plain_norms(state_dict)
         rest = {k: v for k, v in state_dict.items() if not k.startswith("outnorm")}
         norms = {k: v for k, v in state_dict.items() if k.startswith("outnorm")}
         inner = getattr(self.net, "model", self.net)
@@ -159,6 +163,19 @@ class FeatureMaps(nn.Module):
         if classifier and not norms:
             norms = {k: v for k, v in own.items() if k.startswith("outnorm")}
         return norms | {place + k: v for k, v in rest.items()}
+
+
+def _plain_norms(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """PlainMamba's norms of maps, which are numbered by layers, the last being its final one."""
+    layers = sorted({int(m[1]) for k in state_dict if (m := re.match(r"norm_layer(\d+)\.", k))})
+    places = {f"norm_layer{layer}": i for i, layer in enumerate(layers)}
+    if places:
+        places["ln1"] = len(layers)
+    renamed = {}
+    for key, value in state_dict.items():
+        name, _, rest = key.partition(".")
+        renamed[f"outnorm{places[name]}.{rest}" if name in places else key] = value
+    return renamed
 
 
 # The published variants, on ADE20K's 150 classes; mIoU of one scale at 512 pixels.
@@ -214,3 +231,30 @@ def upernet_efficientvmamba_small(**kwargs: Any) -> UPerNet:
 def upernet_efficientvmamba_base(**kwargs: Any) -> UPerNet:
     """UPerNet on EfficientVMamba-B: 46.5 % mIoU on ADE20K."""
     return _upernet(kwargs, "efficientvmamba_base")
+
+
+_PLAIN = "hf://ChenhongyiYang/PlainMamba/segmentation/"
+
+
+def _plain(kwargs: dict[str, Any], size: str, layers: int, drop_path: float) -> UPerNet:
+    indices = tuple(layers * (i + 1) // 4 - 1 for i in range(4))
+    settings = {"aux_index": 3, "norm_eps": 1e-6, **kwargs}
+    return _upernet(settings, f"plainmamba_{size}", out_indices=indices, drop_path_rate=drop_path)
+
+
+@register_model(source=_PLAIN + "l1_upernet.pth", parameters=35_455_596)
+def upernet_plainmamba_l1(**kwargs: Any) -> UPerNet:
+    """UPerNet on PlainMamba-L1, all maps of stride 16: 44.1 % mIoU on ADE20K."""
+    return _plain(kwargs, "l1", 24, drop_path=0.1)
+
+
+@register_model(source=_PLAIN + "l2_upernet.pth", parameters=55_874_156)
+def upernet_plainmamba_l2(**kwargs: Any) -> UPerNet:
+    """UPerNet on PlainMamba-L2, all maps of stride 16: 46.8 % mIoU on ADE20K."""
+    return _plain(kwargs, "l2", 24, drop_path=0.2)
+
+
+@register_model(source=_PLAIN + "l3_upernet.pth", parameters=81_292_908)
+def upernet_plainmamba_l3(**kwargs: Any) -> UPerNet:
+    """UPerNet on PlainMamba-L3, all maps of stride 16: 49.1 % mIoU on ADE20K."""
+    return _plain(kwargs, "l3", 36, drop_path=0.3)

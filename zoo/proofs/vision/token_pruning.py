@@ -130,7 +130,7 @@ class MarkerDistance(TrainedNetwork):
 
     Args:
         gap: "none" to take nothing away; "decay", "hold" or "close", see
-            :class:`zoo.models.vision.token_pruning.Pruning`.
+            :class:`zoo.models.vision._pruning.Pruning`.
         dim, d_state: of the mixers.
         steps, lr: of the training.
     """

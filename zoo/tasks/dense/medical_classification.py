@@ -77,7 +77,7 @@ class MedicalClassification(ImageClassification):
         return metrics
 
     @property
-    def is_staged(self) -> bool:
+    def has_unused_parameters(self) -> bool:
         """The body may come first."""
         return self.body_epochs > 0
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -14,7 +15,12 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassJaccardIndex
 from typing_extensions import override
 
+from zoo.data.base import DataModule
 from zoo.data.formats.maps import MapDataModule
+from zoo.data.formats.pictures import PICTURE_SUFFIXES
+from zoo.data.formats.volumes import NIFTI_SUFFIXES, open_volume, write_volume
+from zoo.errors import ZooError
+from zoo.layers.sizes import at_any_size
 from zoo.losses.segmentation import (
     IGNORE,
     boundary_band,
@@ -23,10 +29,16 @@ from zoo.losses.segmentation import (
     soft_dice_loss,
 )
 from zoo.metrics.segmentation import BoundaryF1, ImageIoU, VolumeScores
-from zoo.plots.panels import Panels, overlay
+from zoo.plots.panels import Panels, overlay, panel_rows
 from zoo.tasks._dense import DenseTask
 from zoo.tasks._scores import Scores
 from zoo.tasks.base import check_several
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+#: So many slices of a user's volume are drawn, those with the most of other classes than the first.
+_SHOWN_SLICES = 3
 
 
 @dataclass
@@ -53,7 +65,8 @@ class SegmentationLoss:
 class Segmentation(DenseTask):
     """One class per pixel; batches of ``image`` [B, C, H, W] and ``mask`` [B, H, W] (255: ignored).
 
-    A batch with ``volume`` (its number, slices in order) is also scored per volume in the test.
+    A batch with ``volume`` (its number, slices in order) is also scored per volume in the test. A
+    user's NIfTI file is answered with one, in the numbers that the training data have.
 
     Args:
         num_classes: classes of the data.
@@ -68,6 +81,7 @@ class Segmentation(DenseTask):
     monitor_mode = "max"
     data_has, data_example = "label maps", "zoo.data.Portraits"
     sample_keys = ("image", "mask")
+    input_suffixes = PICTURE_SUFFIXES | {*NIFTI_SUFFIXES}
 
     def __init__(
         self,
@@ -121,7 +135,7 @@ class Segmentation(DenseTask):
         return interpolate(logits, size=tuple(size), mode="bilinear")
 
     @property
-    def is_staged(self) -> bool:
+    def has_unused_parameters(self) -> bool:
         """The encoder may come first."""
         return self.encoder_epochs > 0
 
@@ -222,9 +236,41 @@ class Segmentation(DenseTask):
     def show(self, picture: np.ndarray, output: Tensor) -> tuple[Panels, dict[str, Any]]:
         """The picture, coloured by its classes; the share of each class."""
         labels = output.cpu().numpy()
+        return {"picture": picture, "result": overlay(picture, labels)}, self._shares(labels)
+
+    def _shares(self, labels: np.ndarray) -> dict[str, Any]:
         shares = np.bincount(labels.ravel(), minlength=self.num_classes) / labels.size
-        columns = {
+        return {
             f"share of {self.class_name(number)}": round(float(share), 4)
             for number, share in enumerate(shares)
         }
-        return {"picture": picture, "result": overlay(picture, labels)}, columns
+
+    @override
+    def predict_one(
+        self, source: Path, data: DataModule, stem: Path
+    ) -> tuple[dict[str, Any], Figure]:
+        if not source.name.lower().endswith(NIFTI_SUFFIXES):
+            return super().predict_one(source, data, stem)
+        if not hasattr(data, "volume_input"):
+            raise ZooError(
+                f"{source} is a volume, but this network has learnt pictures: expected a file "
+                "such as PNG or JPEG"
+            )
+        volume = open_volume(source)
+        classes = np.stack(
+            [self._slice(one, volume.shape[:2]) for one in data.volume_input(volume)], axis=2
+        )
+        numbers = np.array(list(data.labels))
+        write_volume(Path(f"{stem}_labels.nii.gz"), numbers[classes], volume)
+        fullest = np.argsort(-(classes > 0).sum((0, 1)), kind="stable")[:_SHOWN_SLICES]
+        rows = []
+        for index in sorted(fullest.tolist()):
+            picture = data.to_display(torch.tensor(volume.read(index).transpose(2, 0, 1)))
+            rows.append({"slice": picture, "result": overlay(picture, classes[:, :, index])})
+        return self._shares(classes), panel_rows(rows, source.name)
+
+    def _slice(self, image: Tensor, size: Sequence[int]) -> np.ndarray:
+        """A slice as the network sees it [C, S, S] -> classes in the size that it has."""
+        image = image[None].to(self.device)
+        logits = at_any_size(self.eval_model, image, self.stride, self.tile)
+        return self._labels(logits, size)[0].cpu().numpy()

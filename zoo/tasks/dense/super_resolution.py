@@ -178,7 +178,7 @@ class SuperResolution(DenseTask):
     # stages
 
     @property
-    def is_staged(self) -> bool:
+    def has_unused_parameters(self) -> bool:
         """Each stage trains a part."""
         return True
 

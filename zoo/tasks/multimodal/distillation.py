@@ -139,10 +139,16 @@ class Distillation(Task):
     # teacher and start
 
     @property
+    def has_unused_parameters(self) -> bool:
+        """As for visual questions; and a stage's losses do not reach all that it trains."""
+        return True
+
+    @property
     def teacher(self) -> nn.Module:
         """The teacher, frozen, loaded when it is first needed."""
         if not self._teacher:
-            self._teacher.append(load_decoder(self.teacher_source).requires_grad_(False))
+            with torch.inference_mode(False):  # a test may ask first, and a training after it
+                self._teacher.append(load_decoder(self.teacher_source).requires_grad_(False))
         return self._teacher[0].to(self.device).eval()
 
     @override
@@ -168,7 +174,7 @@ class Distillation(Task):
     # steps
 
     @override
-    def batch_size(self, batch: Any) -> int:
+    def count_samples(self, batch: Any) -> int:
         return len(as_dictionary(batch)["input_ids"])
 
     def training_loss(self, batch: Any) -> Tensor:

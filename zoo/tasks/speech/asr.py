@@ -128,7 +128,7 @@ class SpeechRecognition(ModelTask):
         return (1 - self.ctc_weight) * loss + self.ctc_weight * ctc_loss
 
     @override
-    def batch_size(self, batch: dict[str, Any]) -> int:
+    def count_samples(self, batch: dict[str, Any]) -> int:
         return len(batch["texts"])
 
     def training_loss(self, batch: dict[str, Any]) -> Tensor:

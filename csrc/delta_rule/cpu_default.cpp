@@ -1,0 +1,1 @@
+#include "delta_rule/cpu_body.h"

@@ -1,0 +1,1 @@
+#include "diagonal_scan/cpu_body.h"

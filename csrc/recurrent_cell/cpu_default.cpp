@@ -1,0 +1,1 @@
+#include "recurrent_cell/cpu_body.h"
