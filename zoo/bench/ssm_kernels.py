@@ -66,7 +66,8 @@ class VandermondeKernel(Case):
 
     def run(self, inputs: Inputs) -> Tensor:
         """The op."""
-        return vandermonde_kernel(*_complex(inputs, "v", "x"), inputs["length"])
+        v, x = _complex(inputs, "v", "x")
+        return vandermonde_kernel(v, x, inputs["length"])
 
     def work(self, itemsize: int) -> Work:
         """A product that advances a mode by a step, and one that adds it; twice that backward."""

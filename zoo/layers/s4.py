@@ -44,18 +44,14 @@ def linear_with(d_in: int, d_out: int, activation: str | None) -> nn.Module:
     return linear if activation is None else nn.Sequential(linear, activation_of(activation))
 
 
-class TiedDropout(nn.Module):
+class TiedDropout(nn.Dropout):
     """Dropout of whole channels of ``[B, L, H]``: one mask for all steps."""
 
-    def __init__(self, p: float) -> None:
-        super().__init__()
-        self.p = p
-
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """``[B, L, H]`` to the same."""
         if not self.training:
-            return x
-        return x * F.dropout(torch.ones_like(x[:, :1]), self.p)
+            return input
+        return input * F.dropout(torch.ones_like(input[:, :1]), self.p)
 
 
 def dropout_of(p: float, tie: bool) -> nn.Module:

@@ -150,10 +150,10 @@ class DiagonalKernel(nn.Module):
         self._keep("inv_dt", inv_dt.asinh() if dt_fast else inv_dt, "dt")
         self._keep("C", self._stored(C), "C")
         self._keep("B", self._stored(B)[None], "B")
-        self._keep("A_real", untransformed(-A.real, real_transform).float(), "A")
+        self._keep("A_real", untransformed(-A.real, real_transform), "A")
         if not is_real:
             imag = -A.imag if imag_transform == "none" else untransformed(-A.imag, imag_transform)
-            self._keep("A_imag", imag.float(), "A")
+            self._keep("A_imag", imag, "A")
         self._keep_low_rank(P)
 
     def _keep_low_rank(self, P: Tensor) -> None:
@@ -164,7 +164,7 @@ class DiagonalKernel(nn.Module):
         return x.real if self.is_real else torch.view_as_real(x)
 
     def _keep(self, name: str, value: Tensor, kind: str) -> None:
-        value = value.detach().clone(memory_format=torch.contiguous_format)
+        value = value.detach().to(torch.get_default_dtype(), copy=True).contiguous()
         if self._lr.get(kind) == 0:
             self.register_buffer(name, value)
         else:
