@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -193,6 +194,17 @@ def test_a_run_without_steps_logged_or_batches_tested(in_tmp_path, capsys):
     assert "nothing was tested, as trainer.limit_test_batches is 0" in capsys.readouterr().out
     (run,) = in_tmp_path.glob("runs/test/tiny/*")
     assert "limit_test_batches is 0: nothing is" in error_of(capsys, zoo.evaluate.main([str(run)]))
+
+
+@pytest.mark.parametrize("name", ["WandbLogger", "MLFlowLogger", "CometLogger"])
+def test_a_logger_that_is_not_installed_is_one_line(in_tmp_path, capsys, name):
+    package = name.removesuffix("Logger").lower()
+    if find_spec(package) or find_spec(f"{package}_ml"):
+        pytest.skip(f"{package} is installed")
+    given = json.dumps({"class_path": f"lightning.pytorch.loggers.{name}"})
+    options = [str(tiny_recipe(in_tmp_path)), "--trainer.logger", given]
+    line = error_of(capsys, zoo.train.main(options)).lower()
+    assert "tiny.yaml: trainer: " in line and package in line and "install" in line
 
 
 def test_a_callback_finds_the_size_of_the_batches(in_tmp_path, capsys):

@@ -115,7 +115,8 @@ def test_a_task_on_two_processes(name, results):
     one, first, second = found[name]
     assert first["weights"] == second["weights"], "the processes have gone apart"
     assert first["steps"] == one["steps"] > 0
-    assert first["weights"] == pytest.approx(one["weights"], rel=1e-4, abs=1e-6)
+    # what begins at zero is all rounding after a few steps
+    assert first["weights"] == pytest.approx(one["weights"], rel=1e-4, abs=3e-5)
     for what in ("tested", "trained"):
         scores = [
             {

@@ -40,8 +40,6 @@ FLOORS = (
 )
 #: Lines of a file. What is longer has a part that wants a place of its own.
 LONGEST = 450
-#: Layers whose second user is still to come: a list that shrinks.
-LONELY: set[str] = set()
 #: Addresses without a model file: ways of decoding, and wrappers of other systems' models.
 NO_MODEL = {"decoding/spectr", "decoding/token_recycling"}
 #: Addresses without a recipe at the paper's scale: the models that small recipes train.

@@ -19,6 +19,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 
@@ -58,10 +59,12 @@ def loader_of_shares(data: DataModule) -> DataLoader:
 
 
 def without_chance(model: nn.Module) -> None:
-    """Batch norm as in evaluation, and no dropout."""
+    """Batch norm as in evaluation, no dropout, no stochastic depth."""
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
+        elif isinstance(module, DropPath):
+            module.drop_prob = 0.0
         elif isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.train(False)
 

@@ -277,7 +277,6 @@ def test_outputs_can_be_changed_in_place(columns):
         lambda x: causal_conv1d(x, weight, activation="silu"),
         lambda x: selective_scan(x, x.sigmoid(), A, B, B),
         lambda x: cross_scan(x[..., None]),
-        lambda x: diagonal_scan(A[:, 0], x.mT),
         lambda x: cross_merge(x[:, None].expand(-1, 2, -1, -1), 2, 3),
         lambda x: ssd(x[:, None], torch.ones(2, 1, 4), A[:, 0], projection, projection),
     ]
@@ -294,6 +293,10 @@ def test_outputs_can_be_changed_in_place(columns):
         out.add_(1)
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             squares.sum().backward()
+    out = diagonal_scan(A[:, 0], signal().mT)  # whose own states its gradient reads
+    out.mul_(3)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
 
 
 @pytest.mark.parametrize("op", NAMES)

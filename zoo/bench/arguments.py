@@ -22,6 +22,8 @@ OPS = (
     "tree_attention",
     "cauchy_kernel",
     "vandermonde_kernel",
+    "diagonal_scan",
+    "fft_conv",
     "models",
 )
 

@@ -6,6 +6,7 @@ from zoo.bench.attention import TreeAttention
 from zoo.bench.case import Case
 from zoo.bench.convolutions import CausalConv1d, CausalConv1dUpdate
 from zoo.bench.mamba2 import Ssd
+from zoo.bench.recurrences import DiagonalScan, FftConv
 from zoo.bench.recurrent import DeltaRule, LinearAttention, OneHead, RecurrentCell
 from zoo.bench.scan_orders import CrossMerge, CrossScan
 from zoo.bench.scans import LongScan, SelectiveScan, SelectiveStateUpdate
@@ -63,6 +64,11 @@ CPU: tuple[Case, ...] = (
         for length in (1024, 16384)
         for backward in (False, True)
     ),
+    DiagonalScan(),
+    DiagonalScan(backward=True),
+    DiagonalScan(complex=False),
+    FftConv(),
+    FftConv(backward=True),
 )
 
 GPU: tuple[Case, ...] = (
@@ -99,6 +105,10 @@ GPU: tuple[Case, ...] = (
         for case in (CauchyKernel, VandermondeKernel)
         for backward in (False, True)
     ),
+    DiagonalScan(),
+    DiagonalScan(backward=True),
+    FftConv(),
+    FftConv(length=32768),
 )
 
 #: Run at lengths from 256 to 262144.
@@ -123,4 +133,6 @@ QUICK: tuple[Case, ...] = (
     TreeAttention(nodes=8, prefix=64, heads=2, kv_heads=1, head_dim=32),
     CauchyKernel(features=4, poles=4, length=128),
     VandermondeKernel(features=4, modes=4, length=128),
+    DiagonalScan(batch=1, length=128, channels=16),
+    FftConv(batch=1, channels=16, length=128),
 )

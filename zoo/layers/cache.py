@@ -88,6 +88,40 @@ class RecurrentState(LayerState):
         )
 
 
+class CellState(LayerState):
+    """States of one layer of recurrent cells.
+
+    Attributes:
+        states: ``[B, S, N, D]``, of N heads with S states each.
+    """
+
+    constant_size = True
+
+    def __init__(self, states: Tensor) -> None:
+        self.states = states
+
+    def tensors(self) -> list[Tensor]:
+        """The states."""
+        return [self.states]
+
+    def clone(self) -> CellState:
+        """A copy that shares no memory."""
+        return CellState(self.states.clone())
+
+    def select(self, rows: Sequence[int]) -> CellState:
+        """A copy of these sequences."""
+        return CellState(self.states[_index(rows, self.states.device)])
+
+    @classmethod
+    def stack(cls, states: Sequence[CellState]) -> CellState:
+        """One batch after the other."""
+        return cls(torch.cat([s.states for s in states]))
+
+    def truncate(self, length: int) -> None:
+        """Always an error, as for :class:`RecurrentState`."""
+        RecurrentState.truncate(self, length)  # type: ignore[arg-type]
+
+
 class KeyValues(LayerState):
     """Keys and values of one attention layer; it grows with the sequence.
 

@@ -137,6 +137,10 @@ def test_medusas_files(tmp_path) -> None:
     folder = written(tmp_path, "medusa_lm_head.pt", own, {"medusa_num_heads": 2})
     assert_same(head_for((MedusaHeads,), MedusaHeads.for_target, folder, target), head)
 
+    # ours, with a tensor too many: strict loading will say so
+    ours = head.state_dict() | {"lm_head.weight": torch.ones(1)}
+    assert head.remap_state_dict(ours) == ours
+
     # Medusa-2: the whole model is one checkpoint
     whole = {f"medusa_head.{key}": t for key, t in own.items()} | target.state_dict()
     folder = written(tmp_path, "medusa_lm_head.pt", whole, {"medusa_num_heads": 3})

@@ -95,3 +95,30 @@ def test_intermediates_add_up(arguments):
         tokens = model.forward_features(images)
         (features,) = model.forward_intermediates(images, 1, norm=True, intermediates_only=True)
     torch.testing.assert_close(features.flatten(2).transpose(1, 2), tokens)
+
+
+def test_rotary_angles_are_those_of_rows_and_columns():
+    rope = Vim(**TINY, if_rope=True, pt_hw_seq_len=8).rope
+    x = torch.randn(1, 1 + 16, 32)
+    turned = rope(x, (4, 4), 1)
+    assert torch.equal(turned[:, :2], x[:, :2])  # the class token, and the corner
+    pairs = torch.view_as_complex(x[0, 1:].reshape(4, 4, 16, 2))
+    speeds = 10000 ** (-torch.arange(8) / 8)
+    by = torch.polar(torch.ones(4, 8), torch.arange(4)[:, None] * 2 * speeds)
+    expected = pairs * torch.cat([by[:, None].expand(4, 4, 8), by.expand(4, 4, 8)], dim=-1)
+    torch.testing.assert_close(turned[0, 1:], torch.view_as_real(expected).reshape(16, 32))
+
+
+def test_rotary_checkpoint_of_another_size(tmp_path):
+    torch.save(Vim(**TINY, if_rope=True).state_dict(), tmp_path / "vim.pth")
+    larger = Vim(**TINY | {"img_size": 48}, if_rope=True)
+    before = larger.rope.freqs_cos.clone()
+    zoo.load_pretrained(larger, tmp_path / "vim.pth")
+    assert torch.equal(larger.rope.freqs_cos, before)
+
+
+def test_rotary_mistakes_are_one_line():
+    with pytest.raises(ZooError, match="at most one class token"):
+        Vim(**TINY, if_rope=True, use_double_cls_token=True)
+    with pytest.raises(ZooError, match="no pairs of layers and no rotary embedding"):
+        zoo.create_model("token_pruning_vim_tiny", **TINY, prune_after=[2], if_rope=True)

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -30,7 +31,12 @@ from zoo.layers.mamba_block import GatedMLP, MambaBlock
 from zoo.layers.norms import add_norm
 from zoo.models.registry import register_model
 
-LAYERS = {"Mamba1": Mamba, "Mamba2": Mamba2}
+#: Mixers by name: Mamba's and those of other papers, which are imported when they are built.
+LAYERS: dict[str, type[nn.Module] | str] = {
+    "Mamba1": Mamba,
+    "Mamba2": Mamba2,
+    "RNN": "zoo.models.recurrent.flashrnn:RecurrentMixer",
+}
 #: Arguments of the authors' mixers that choose a code path and change nothing.
 WITHOUT_EFFECT = ("use_fast_path", "use_mem_eff_path", "layer_idx")
 
@@ -44,8 +50,9 @@ class MambaConfig:
         d_intermediate: width of an MLP after each mixer; 0 for none.
         n_layer: blocks.
         vocab_size: tokens of the tokenizer.
-        ssm_cfg: ``layer`` ("Mamba1" or "Mamba2") and arguments of :class:`zoo.layers.mamba.Mamba`
-            or :class:`zoo.layers.mamba2.Mamba2`.
+        ssm_cfg: ``layer`` ("Mamba1", "Mamba2" or "RNN") and arguments of
+            :class:`zoo.layers.mamba.Mamba`, :class:`zoo.layers.mamba2.Mamba2` or
+            :class:`zoo.models.recurrent.flashrnn.RecurrentMixer`.
         attn_layer_idx: blocks that have attention instead.
         attn_cfg: arguments of :class:`zoo.layers.causal_attention.SelfAttention`.
         rms_norm: RMSNorm, else LayerNorm.
@@ -320,7 +327,11 @@ def _mixer(config: MambaConfig, index: int) -> nn.Module:
     arguments = {k: v for k, v in config.ssm_cfg.items() if k not in WITHOUT_EFFECT}
     kind = arguments.pop("layer", "Mamba1")
     check_choice("ssm_cfg.layer", kind, LAYERS)
-    return LAYERS[kind](config.d_model, **arguments)
+    layer = LAYERS[kind]
+    mixer: nn.Module = (resolve_name(layer) if isinstance(layer, str) else layer)(
+        config.d_model, **arguments
+    )
+    return mixer
 
 
 def build(settings: dict[str, Any], overrides: dict[str, Any]) -> MambaLM:

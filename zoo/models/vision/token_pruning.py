@@ -60,8 +60,11 @@ class PrunedVim(Vim):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if self.if_bidirectional or kwargs.get("bimamba_type", "v2") != "v2":
-            raise ZooError("a pruned Vim has bimamba_type v2, and no pairs of layers")
+        paired = self.if_bidirectional or kwargs.get("bimamba_type", "v2") != "v2"
+        if paired or self.rope is not None:
+            raise ZooError(
+                "a pruned Vim has bimamba_type v2, no pairs of layers and no rotary embedding"
+            )
         scores = (*SCORES, "official_code")
         self.pruning = make_pruning(prune_after, keep_ratio, gap, score, len(self.layers), scores)
 

@@ -1,7 +1,7 @@
 """Vision Mamba, Vim (Zhu et al., ICML 2024, arXiv 2401.09417).
 
 A flat sequence of patch tokens through bidirectional Mamba mixers. Outputs and gradients agree with
-the authors' code (hustvl/Vim, commit dd0358a) on random weights; its rotary embedding and its
+the authors' code (hustvl/Vim, commit dd0358a) on random weights, its rotary embedding included; its
 random token orders, which no published model uses, are not here.
 """
 
@@ -49,6 +49,10 @@ class Vim(Backbone):
         final_pool_type: without a class token: "none" for the last token, "mean" over tokens, "max"
             of the logits over tokens, "all" for logits of every token. With one it has no effect.
         if_abs_pos_embed: learned position embedding.
+        if_rope, if_rope_residual: rotary position embedding of what enters each layer, and of the
+            residual stream as well. The first token is left as it is where there is a class token,
+            wherever that stands, as the authors do.
+        pt_hw_seq_len: patches, per side, that the angles are scaled to.
         bimamba_type, if_divide_out, init_layer_scale: see :class:`zoo.layers.mamba.Mamba`.
         if_cls_token: a class token whose output is classified.
         use_double_cls_token: one before and one after the patches, outputs averaged.
@@ -78,6 +82,9 @@ class Vim(Backbone):
         if_bidirectional: bool = False,
         final_pool_type: str = "none",
         if_abs_pos_embed: bool = True,
+        if_rope: bool = False,
+        if_rope_residual: bool = False,
+        pt_hw_seq_len: int = 14,
         bimamba_type: str = "v2",
         if_cls_token: bool = True,
         if_divide_out: bool = True,
@@ -107,6 +114,12 @@ class Vim(Backbone):
             self.register_parameter(name, _embedding(1, embed_dim))
         self.pos_embed = _embedding(tokens, embed_dim) if if_abs_pos_embed else None
         self.pos_drop = nn.Dropout(drop_rate)
+        self.rope = None
+        if if_rope:
+            if self.num_tokens == 2 or embed_dim % 4:
+                raise ZooError("if_rope: expected embed_dim % 4 == 0 and at most one class token")
+            self.rope = RotaryEmbedding(embed_dim, self.grid_size, pt_hw_seq_len)
+        self.if_rope_residual = if_rope_residual
 
         norm = nn.RMSNorm if rms_norm else nn.LayerNorm
         # The rates belong to the additions: layer i adds the output of layer i - 1.
@@ -173,16 +186,30 @@ class Vim(Backbone):
             resized = torch.cat([resized[:, :target], token, resized[:, target:]], dim=1)
         return resized
 
-    def run_layers(self, x: Tensor, last: int) -> list[tuple[Tensor, Tensor]]:
+    def rotate(
+        self, x: Tensor, residual: Tensor | None, grid: tuple[int, int]
+    ) -> tuple[Tensor, Tensor | None]:
+        """What enters a layer, rotated by its places in the grid if there is a rotary embedding."""
+        if self.rope is None:
+            return x, residual
+        if residual is not None and self.if_rope_residual:
+            residual = self.rope(residual, grid, self.num_tokens)
+        return self.rope(x, grid, self.num_tokens), residual
+
+    def run_layers(
+        self, x: Tensor, last: int, grid: tuple[int, int]
+    ) -> list[tuple[Tensor, Tensor]]:
         """Output and residual stream after each of layers 0 to ``last``, not yet added."""
         states: list[tuple[Tensor, Tensor]] = []
         residual = None
         if not self.if_bidirectional:
             for layer in self.layers[: last + 1]:
+                x, residual = self.rotate(x, residual, grid)
                 x, residual = self.run(layer, x, residual)
                 states.append((x, residual))
             return states
         for i in range(0, last + 1, 2):
+            x, residual = self.rotate(x, residual, grid)
             flipped = None if residual is None else residual.flip(1)
             x_f, residual_f = self.run(self.layers[i], x, residual)
             x_b, residual_b = self.run(self.layers[i + 1], x.flip(1), flipped)
@@ -192,8 +219,8 @@ class Vim(Backbone):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images [B, in_chans, H, W] to normalised tokens [B, L, C], class tokens among them."""
-        x, _ = self.tokens(x)
-        x, residual = self.run_layers(x, len(self.layers) - 1)[-1]
+        x, grid = self.tokens(x)
+        x, residual = self.run_layers(x, len(self.layers) - 1, grid)[-1]
         return add_norm(self.drop_path(x), residual, self.norm_f, self.residual_in_fp32)[0]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -216,7 +243,7 @@ class Vim(Backbone):
         places = self.token_positions(math.prod(grid))
         return [
             _without(x + residual, places).transpose(1, 2).unflatten(2, grid)
-            for x, residual in self.run_layers(x, last)
+            for x, residual in self.run_layers(x, last, grid)
         ]
 
     def final_norm(self, x: Tensor) -> Tensor:
@@ -248,7 +275,11 @@ class Vim(Backbone):
         return {"stem": stem, "blocks": [(r"^layers\.(\d+)", None), (r"^norm_f", (99999,))]}
 
     def remap_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Official names are ours; a position embedding for another (square) grid is resized."""
+        """Official names are ours; a position embedding for another (square) grid is resized, and
+        the rotary one, which is not learned, is our own."""
+        if self.rope is not None:
+            own = {f"rope.{name}": value for name, value in self.rope.named_buffers()}
+            state_dict = {**state_dict, **own}
         given = state_dict.get("pos_embed")
         if given is None or self.pos_embed is None or given.shape[1] == self.pos_embed.shape[1]:
             return state_dict
@@ -284,6 +315,45 @@ class PatchEmbed(nn.Module):
         """Images [B, in_chans, H, W] to tokens [B, M, C] and their grid."""
         grid = self.grid(*x.shape[2:])
         return self.proj(x).flatten(2).transpose(1, 2), grid
+
+
+class RotaryEmbedding(nn.Module):
+    """Pairs of channels turned by angles: the first half of the channels by the row of a token, the
+    other by its column (the authors' ``VisionRotaryEmbeddingFast``).
+
+    Args:
+        dim: channels.
+        grid: rows and columns, for which the angles are kept.
+        scaled_to: rows and columns, however many there are, count from 0 to this.
+    """
+
+    def __init__(self, dim: int, grid: tuple[int, int], scaled_to: int) -> None:
+        super().__init__()
+        self.dim, self.grid, self.scaled_to = dim, grid, scaled_to
+        cos, sin = self.angles(grid)
+        self.register_buffer("freqs_cos", cos)
+        self.register_buffer("freqs_sin", sin)
+
+    def angles(self, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Cosines and sines [L, dim] for the tokens of a grid, row by row."""
+        speeds = 10000 ** -(torch.arange(0, self.dim // 2, 2) / (self.dim // 2))
+        turns = [
+            (torch.arange(n)[:, None] / n * self.scaled_to * speeds).repeat_interleave(2, dim=1)
+            for n in grid
+        ]
+        rows = turns[0][:, None].expand(-1, grid[1], -1)
+        columns = turns[1].expand(grid[0], -1, -1)
+        angles = torch.cat([rows, columns], dim=-1).flatten(0, 1)
+        return angles.cos(), angles.sin()
+
+    def forward(self, x: Tensor, grid: tuple[int, int], skip: int) -> Tensor:
+        """Tokens [B, skip + L, dim] of a grid; the first ``skip`` stay as they are."""
+        kept = (self.freqs_cos, self.freqs_sin)
+        cos, sin = kept if grid == self.grid else self.angles(grid)
+        cos, sin = cos.to(x), sin.to(x)
+        tokens = x[:, skip:]
+        turned = torch.stack([-tokens[..., 1::2], tokens[..., ::2]], dim=-1).flatten(2)
+        return torch.cat([x[:, :skip], tokens * cos + turned * sin], dim=1)
 
 
 class Block(nn.Module):

@@ -1,0 +1,1 @@
+"""Proofs: recurrent networks and linear attention."""
