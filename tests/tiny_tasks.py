@@ -190,6 +190,25 @@ TINY: dict[str, tuple[str, tuple[str, ...]]] = {
             "--trainer.val_check_interval=null",
         ),
     ),
+    "SequenceClassification": (
+        "ssm/lmuformer/small",
+        (
+            "--data.init_args.sample={train: 8, val: 4, test: 6}",
+            "--data.init_args.batch_size=4",
+            "--model.init_args.model_args={in_channels: 24, embed_dims: 8, num_heads: 2}",
+        ),
+    ),
+    "AudioModeling": (
+        "ssm/sashimi/small",
+        (
+            "--data.init_args.sample={train: 44, val: 3, test: 3, size: 512}",
+            "--data.init_args.length=512",
+            "--data.init_args.batch_size=4",
+            "--trainer.limit_train_batches=2",
+            "--model.init_args.model_args={d_model: 4, n_layers: 1, d_state: 4, pool: [4]}",
+            "--model.init_args.generate_seconds=0.005",
+        ),
+    ),
     "SpeechRecognition": (
         "speech/samba_asr/small",
         (

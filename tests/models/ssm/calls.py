@@ -9,6 +9,7 @@ from torch import Tensor
 
 from zoo.models.ssm.lmuformer import LMUFormer
 from zoo.models.ssm.s4 import S4Stack
+from zoo.models.ssm.sashimi import SashimiLM
 
 
 def streamed(model: LMUFormer, inputs: Tensor) -> Tensor:
@@ -16,6 +17,12 @@ def streamed(model: LMUFormer, inputs: Tensor) -> Tensor:
     rest."""
     stream, pieces = model.stream(), inputs.split([1, 1, 2, inputs.shape[1] - 4], dim=1)
     return torch.cat([stream.feed(piece, last=i == 3) for i, piece in enumerate(pieces)], 1)
+
+
+def stepped(model: SashimiLM, tokens: Tensor) -> Tensor:
+    """Logits [B, L, V], one sample at a time."""
+    state = model.begin(len(tokens))
+    return torch.stack([model.step(token, state) for token in tokens.T], 1)
 
 
 @torch.no_grad()

@@ -1,8 +1,11 @@
-"""What a classifier of long sequences is; :class:`zoo.tasks.SequenceClassification` trains one."""
+"""What a classifier of long sequences is, and a model of raw audio.
+
+:class:`zoo.tasks.SequenceClassification` and :class:`zoo.tasks.AudioModeling` train them.
+"""
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -49,3 +52,24 @@ class StreamingClassifier(SequenceClassifier, Protocol):
 
     def stream(self) -> ClassifierStream:
         """Begin to listen."""
+
+
+class AudioModel(Protocol):
+    """An ``nn.Module`` that says what sample of a sound comes next.
+
+    Attributes:
+        vocab_size: levels of a sample.
+        multiple: lengths that :meth:`forward` takes are multiples of this.
+    """
+
+    vocab_size: int
+    multiple: int
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Samples [B, L], each behind the one that is asked for -> logits [B, L, vocab_size]."""
+
+    def begin(self, batch_size: int) -> Any:
+        """The state before the first sample, for the weights as they are now."""
+
+    def step(self, tokens: Tensor, state: Any) -> Tensor:
+        """The newest sample [B] -> logits of the next [B, vocab_size]; the state moves on."""
