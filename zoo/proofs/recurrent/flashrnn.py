@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from zoo.models.recurrent.flashrnn import FlashRNN, RecurrentMixer
 from zoo.ops import linear_attention, recurrent_cell, recurrent_cell_reference
+from zoo.plots.proofs import Axes, Curve
 from zoo.proofs.base import Measured, Measurement
 from zoo.proofs.recurrent._parity import TrainedParity
 
@@ -82,9 +83,18 @@ class Forms(Measurement):
                 theirs, ours = kind(12, 32, batch_first=True), FlashRNN(12, 1, 32, 1, function)
                 ours.load_state_dict(ours.remap_state_dict(theirs.state_dict()))
                 differences["torch"].append(ours(x)[0] - theirs(x)[0])
-        return Measured(
-            {name: max(float(d.abs().max()) for d in found) for name, found in differences.items()}
-        )
+        axes = Axes("Differences between forms", "step", "at most", "y")
+        curves = [
+            Curve(axes, range(1, 41), worst.clamp_min(1e-9).tolist(), name)
+            for name, worst in (
+                (name, torch.stack(found).detach().abs().amax((0, 1, 3)))
+                for name, found in differences.items()
+            )
+        ]
+        values = {
+            name: max(float(d.abs().max()) for d in found) for name, found in differences.items()
+        }
+        return Measured(values, curves)
 
 
 class Speed(Measurement):
@@ -98,7 +108,7 @@ class Speed(Measurement):
     def __init__(
         self,
         batch: int = 16,
-        length: int = 256,
+        length: int = 128,
         heads: int = 4,
         head_dim: int = 64,
         repeats: int = 5,
@@ -106,32 +116,39 @@ class Speed(Measurement):
         self.shape, self.repeats = (batch, length, 4, heads, head_dim), repeats
 
     def measure(self, seed: int) -> Measured:
-        """Ratios, the kernel being 1."""
+        """Ratios at the full length, the kernel being 1; drawn at shorter ones as well."""
         torch.manual_seed(seed)
         heads, D = self.shape[3:]
         Wx = torch.randn(self.shape, requires_grad=True)
         R = (torch.randn(4, heads, D, D) / D**0.5).requires_grad_()
         b = torch.randn(4, heads, D, requires_grad=True)
 
-        def forward(op: Callable) -> None:
+        def forward(op: Callable, inputs: Tensor) -> None:
             with torch.no_grad():
-                op(Wx, R, b, cell="lstm")
+                op(inputs, R, b, cell="lstm")
 
-        def both(op: Callable) -> None:
-            torch.autograd.grad(op(Wx, R, b, cell="lstm")[0][0].sum(), (Wx, R, b))
+        def both(op: Callable, inputs: Tensor) -> None:
+            torch.autograd.grad(op(inputs, R, b, cell="lstm")[0][0].sum(), (Wx, R, b))
 
-        ratios = {}
+        axes = Axes("Time of a loop over steps, one call being 1", "steps", "times as long")
+        lengths = [self.shape[1] // 4, self.shape[1]]
+        curves, ratios = [], {}
         for name, run in (("forward", forward), ("both", both)):
-            ours, theirs = (
-                self._median(run, op) for op in (recurrent_cell, recurrent_cell_reference)
-            )
-            ratios[name] = theirs / ours
-        return Measured(ratios)
+            found = []
+            for length in lengths:
+                ours, theirs = (
+                    self._median(run, op, Wx[:, :length])
+                    for op in (recurrent_cell, recurrent_cell_reference)
+                )
+                found.append(theirs / ours)
+            ratios[name] = found[-1]
+            curves.append(Curve(axes, lengths, found, name))
+        return Measured(ratios, curves)
 
-    def _median(self, run: Callable, op: Callable) -> float:
+    def _median(self, run: Callable, op: Callable, inputs: Tensor) -> float:
         times = []
         for _ in range(self.repeats + 1):  # the first one warms up
             start = time.perf_counter()
-            run(op)
+            run(op, inputs)
             times.append(time.perf_counter() - start)
         return statistics.median(times[1:])
