@@ -43,7 +43,7 @@ LONGEST = 450
 #: Layers whose second user is still to come: a list that shrinks.
 LONELY = {"zoo.layers.hippo", "zoo.layers.s4", "zoo.layers.ssm_kernel"}
 #: Addresses without a model file: ways of decoding, and wrappers of other systems' models.
-NO_MODEL = {"decoding/spectr", "decoding/token_recycling"}
+NO_MODEL = {"decoding/aded", "decoding/ead", "decoding/spectr", "decoding/token_recycling"}
 #: Addresses without a recipe at the paper's scale: the models that small recipes train.
 NO_PAPER = {"decoding/base_lm", "multimodal/mmmamba"}
 
