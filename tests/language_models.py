@@ -22,6 +22,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from tests.fingerprints import fill
 from zoo.decoding import Method, list_methods, method_class
 from zoo.decoding.steering import open_session
 from zoo.decoding.targets import Source, text_model
@@ -86,3 +87,20 @@ def trials(model: nn.Module, encoder_decoder: bool = False) -> Iterator[tuple[st
             with contextlib.suppress(ZooError):
                 method.check(session)
                 yield f"{name}:{form}".rstrip(":"), method
+
+
+def tiny_gpt2() -> nn.Module:
+    """A frozen GPT-2 of 11 tokens with weights by formula, in the default dtype and all in it."""
+    config = GPT2Config(vocab_size=11, n_embd=8, n_layer=2, n_head=2, n_positions=32, **_TOKENS)
+    return _by_formula(GPT2LMHeadModel(config))
+
+
+def tiny_sliding() -> nn.Module:
+    """A frozen Qwen2 of 11 tokens, whose second layer sees six of them."""
+    shape = {"hidden_size": 8, "num_attention_heads": 2, "num_key_value_heads": 1}
+    return _by_formula(make_model("qwen2", 2, vocab_size=11, intermediate_size=12, **shape))
+
+
+def _by_formula(model: nn.Module) -> nn.Module:
+    fill(model)
+    return model.to(torch.get_default_dtype()).eval().requires_grad_(False)

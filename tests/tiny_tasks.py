@@ -169,6 +169,7 @@ TINY: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "TokenHeadTraining": ("decoding/hydra/small", _UNITS),
     "AdapterTraining": ("decoding/kangaroo/small", _UNITS),
+    "PromptTokenTraining": ("decoding/ppd/small", _UNITS),
     "AcceptanceTraining": ("decoding/specdec_pp/small", (*_UNITS, _SMALL_DRAFT)),
     "DraftModelTraining": ("decoding/spectr/small", (*_UNITS, _SMALL_DRAFT)),
     "VisualQuestionAnswering": (

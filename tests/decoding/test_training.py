@@ -8,7 +8,7 @@ import torch
 
 from tests.language_models import make_model
 from zoo.data.language.text import Conversations, PythonSource, read_conversations, train_tokenizer
-from zoo.data.language.unit_language import UnitLanguage
+from zoo.data.language.unit_language import PeriodLanguage, UnitLanguage
 from zoo.decoding.spec_bench import (
     Answer,
     Question,
@@ -24,6 +24,7 @@ from zoo.tasks.base import OptimizerSettings, ScheduleSettings
 from zoo.tasks.decoding._decoding_test import DecodingTest
 from zoo.tasks.decoding.draft_heads import AdapterTraining, TokenHeadTraining
 from zoo.tasks.decoding.draft_models import AcceptanceTraining, DraftModelTraining
+from zoo.tasks.decoding.prompt_tokens import PromptTokenTraining
 from zoo.tasks.language.language_modeling import LanguageModeling
 
 SHAPE = dict(
@@ -74,6 +75,7 @@ TASKS = {
         "base_lm_small", "eagle-attn", state_weight=0.1, **k
     ),
     "kangaroo": lambda **k: AdapterTraining("base_lm_small", 1, **k),
+    "ppd": lambda **k: PromptTokenTraining("base_lm_small", {"num_special_tokens": 2}, cuts=3, **k),
     "specdec_pp": lambda **k: AcceptanceTraining("base_lm_small", "base_lm_draft", DRAFT, **k),
     "spectr": lambda **k: DraftModelTraining("base_lm_small", "base_lm_draft", DRAFT, **k),
 }
@@ -140,7 +142,8 @@ def test_the_command_compares_and_reports(tmp_path, monkeypatch, capsys) -> None
     extra = ["--repeat", "1", "--json", str(file), "--plot", str(tmp_path)]
     assert generate_command([*target, "--draft", "lm", "--compare", "all", *extra, "1 2", "3"]) == 0
     rows = {row["method"]: row for row in json.loads(file.read_text())}
-    assert set(rows) == {"plain", "token_recycling", "draft_tree", "spectr", "speculative"}
+    two = {"draft_tree", "ead", "spectr", "speculative"}
+    assert set(rows) == {"plain", "aded", "token_recycling", *two}
     assert all(row["same_text"] for row in rows.values())
     assert rows["speculative"]["tokens_per_step"] > 2  # a model drafts well for itself
     assert (tmp_path / "comparison.png").stat().st_size > 0
@@ -173,6 +176,11 @@ def test_unit_language_is_what_it_says() -> None:
     noisy = UnitLanguage(noisy_share=0.5, stretch=4).text(64, seed=0).view(-1, 4, 5)
     assert (noisy[:, :, 0] == noisy[:, :1, 0]).all()  # a marker for each unit of a stretch
     assert set(noisy[:, 0, 0].tolist()) == {33, 34}
+    repeated = PeriodLanguage(period=4, symbols=3, samples=20, length=10)
+    repeated.setup("fit")
+    ids, mask = repeated.source("train")[7]
+    assert torch.equal(ids[4:], ids[:-4]) and mask.tolist() == [0.0] * 4 + [1.0] * 6
+    assert set(repeated.texts(50, 0).unique().tolist()) == {1, 2, 3} and repeated.vocab_size == 4
     mixed = UnitLanguage(noisy_share=0.5, stretch=4, second_code=True).text(64, seed=0)
     mixed = mixed.view(-1, 5)
     assert torch.equal(mixed[:, :2], noisy.view(-1, 5)[:, :2])

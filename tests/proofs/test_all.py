@@ -25,6 +25,9 @@ SMALL = {
     "tokens": 200,
     "pairs": 3,
     "texts": 2,
+    "tables": 2,
+    "passes": 2000,
+    "new_tokens": 12,
     "layerwise": 1,
     "end_to_end": 1,
     "seconds": [0.3, 0.6],
@@ -71,7 +74,7 @@ def tiny(monkeypatch, tmp_path):
     def unit_lm(seed: int, layers: int = 2, **settings: Any) -> Path:
         return make(seed, **settings | {"layers": layers, "steps": 2, "width": 32})
 
-    for module in ("hydra", "kangaroo", "specdec_pp", "spectr", "token_recycling"):
+    for module in ("hydra", "kangaroo", "ppd", "specdec_pp", "spectr", "token_recycling"):
         monkeypatch.setattr(f"zoo.proofs.decoding.{module}.unit_lm", unit_lm)
     return tmp_path
 

@@ -75,7 +75,8 @@ def test_full_scale_recipe_builds_its_model(path: Path, language_model: str, mon
             arguments[name] = language_model
     with torch.device("meta"):
         task, data = recipe.build()
-    assert sum(parameter.numel() for parameter in task.model.parameters()) > 1e3
+    # three prompt tokens are the least that a paper trains
+    assert sum(parameter.numel() for parameter in task.model.parameters()) > 90
     assert data.batch_size >= 1
     assert path.read_text().startswith("#")
 

@@ -50,13 +50,25 @@ def load_pretrained(
     """
     located = locate(source, sha256=sha256)
     tensors, place = open_state_dict(located, key=key, mmap=True)
-    plan = _Plan(model, tensors, located.name)
+    return load_tensors(model, tensors, located.name, place, strict)
+
+
+def load_tensors(
+    model: nn.Module, tensors: dict[str, Tensor], source: str, place: str = "", strict: bool = True
+) -> LoadReport:
+    """Load tensors that were read already; see :func:`load_pretrained`.
+
+    Args:
+        source: where they come from, for messages.
+        place: key of the checkpoint that they were found under.
+    """
+    plan = _Plan(model, tensors, source)
     if plan.problems and (strict or not plan.copies):
         raise ZooError(plan.complaint())
     plan.check_values()
     plan.carry_out()
     report = LoadReport(
-        source=located.name,
+        source=source,
         place=place,
         prefix=plan.prefix,
         loaded=tuple(plan.copies),

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from zoo.decoding.generate import generate
 from zoo.decoding.generation import Generation
-from zoo.decoding.method import Method
+from zoo.decoding.method import Method, method_class
 from zoo.decoding.spec_bench import (
     TASKS,
     Answer,
@@ -141,12 +141,18 @@ def show(rows: Sequence[Measured], title: str, greedy: bool) -> None:
                 f"{row.tokens_per_step:.2f}",
                 f"{row.tokens_per_second:.1f}",
                 f"{row.tokens_per_second / plain:.2f}",
-                ("same" if row.same_text else "DIFFERENT") if greedy else "-",
+                _verdict(row) if greedy else "-",
             )
             for row in rows
         ],
         right=("tokens/step", "tokens/s", "speed-up"),
     )
+
+
+def _verdict(row: Measured) -> str:
+    if row.same_text:
+        return "same"
+    return "DIFFERENT" if method_class(row.method).lossless else "other, as it is meant"
 
 
 def write_json(file: Path, rows: Sequence[Measured], greedy: bool) -> None:

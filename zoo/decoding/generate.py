@@ -125,9 +125,9 @@ def generate(
         options: of the method.
 
     Returns:
-        See :class:`Generation`. With a lossless verifier the text is distributed as the model's
-        own; at temperature 0 it is the text of plain greedy decoding, up to rounding in half
-        precision.
+        See :class:`Generation`. With a lossless method and verifier the text is distributed as the
+        model's own; at temperature 0 it is the text of plain greedy decoding, up to rounding in
+        half precision.
 
     Raises:
         ZooError: for an unknown method or option, prompts that leave no room, a model that cannot
@@ -199,6 +199,7 @@ def generate(
         prompt_seconds=prompt_seconds,
         target_tokens=run.target.tokens,
         draft_calls=sum(session.calls for session in run.draft_sessions),
+        report=method.report(),
     )
 
 
@@ -276,7 +277,7 @@ class _Loop:
             ends.append(end)
             if self.on_tokens is not None:
                 self.on_tokens(row.number, fresh[:taken])
-        run.target.commit([[0, *verdict.path] for verdict in verdicts])
+        method.commit(run, [[0, *verdict.path] for verdict in verdicts])
         if not all(ends):
             method.update(run, draft, scores, verdicts)
         self._drop_finished(ends)

@@ -75,6 +75,7 @@ class Generation:
         seconds: time of the whole call, and of reading the prompt.
         target_tokens: tokens that went through the target.
         draft_calls: passes of the draft models.
+        report: what else the method measured, by name.
     """
 
     sequences: Tensor
@@ -86,6 +87,7 @@ class Generation:
     prompt_seconds: float
     target_tokens: int
     draft_calls: int
+    report: dict[str, float] = field(default_factory=dict)
 
     @property
     def tokens_per_step(self) -> float:

@@ -7,10 +7,11 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
-from zoo.checkpoints import load_pretrained, read_state_dict, save_state_dict
+from zoo.checkpoints import read_state_dict, save_state_dict
 from zoo.checkpoints.exports import trained_folder
+from zoo.checkpoints.loading import load_tensors
 from zoo.checkpoints.sources import locate
 from zoo.errors import ZooError
 from zoo.models.registry import create_model, list_models
@@ -18,6 +19,8 @@ from zoo.models.registry import create_model, list_models
 HeadT = TypeVar("HeadT", bound=nn.Module, covariant=True)
 
 WEIGHTS = "model.safetensors"
+#: Settings of an adapter that PEFT wrote.
+ADAPTER = "adapter_config.json"
 
 
 class Build(Protocol[HeadT]):
@@ -81,14 +84,31 @@ def _load(
                 "them under"
             )
         return create_model(source, pretrained=True)
-    keys = read_state_dict(source, mmap=True).keys()
-    settings = _settings(source)
+    tensors, settings = _tensors(source), _settings(source)
     saved_as = settings.get("head")
     if saved_as is not None and saved_as not in (kind.__name__ for kind in kinds):
         raise ZooError(f"{source} holds {saved_as}, expected {_names(kinds)}")
-    head = build(model, settings, keys)
-    load_pretrained(head, source)
+    head = build(model, settings, tensors.keys())
+    load_tensors(head, tensors, source)
     return head
+
+
+def _tensors(source: str) -> dict[str, Tensor]:
+    """The tensors of a source; of PEFT's folder also those of the files beside the adapter's, with
+    their file's name before each."""
+    folder = Path(source)
+    if not (folder / ADAPTER).is_file():
+        return read_state_dict(source, mmap=True)
+    files = [file for file in sorted(folder.iterdir()) if file.suffix in (".safetensors", ".bin")]
+    if len(files) != 1:
+        raise ZooError(
+            f"{folder} has {ADAPTER}, but {len(files)} files of an adapter's weights: expected "
+            "one, adapter_model.safetensors or adapter_model.bin"
+        )
+    tensors = dict(read_state_dict(files[0], mmap=True))
+    for file in sorted(folder.glob("*.pt")):
+        tensors |= {f"{file.stem}.{key}": t for key, t in read_state_dict(file, mmap=True).items()}
+    return tensors
 
 
 def _names(kinds: tuple[type, ...]) -> str:
@@ -96,14 +116,18 @@ def _names(kinds: tuple[type, ...]) -> str:
 
 
 def _settings(source: str) -> dict[str, Any]:
-    """Content of the ``config.json`` beside the weights."""
+    """Content of the ``config.json`` beside the weights, or of PEFT's file."""
     if source.startswith("hf://"):
         address, _, revision = source.partition("@")
         repository = "/".join(address.split("/")[:4])
-        file = locate(f"{repository}/config.json@{revision}".rstrip("@")).files[0]
+        ends = [f"{name}@{revision}".rstrip("@") for name in ("config.json", ADAPTER)]
+        try:
+            file = locate(f"{repository}/{ends[0]}").files[0]
+        except ZooError:
+            file = locate(f"{repository}/{ends[1]}").files[0]
     else:
-        folder = Path(source)
-        file = (folder if folder.is_dir() else folder.parent) / "config.json"
+        folder = Path(source) if Path(source).is_dir() else Path(source).parent
+        file = folder / ("config.json" if (folder / "config.json").is_file() else ADAPTER)
     try:
         return json.loads(file.read_text()) if file.is_file() else {}
     except json.JSONDecodeError as error:

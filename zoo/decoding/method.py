@@ -91,6 +91,8 @@ class Method(ABC):
     proposer: ClassVar[str]
     #: What it cannot do without.
     needs: ClassVar[tuple[Need, ...]] = ()
+    #: Whether the text is distributed as the target's own, with a verifier for which it is.
+    lossless: ClassVar[bool] = True
     #: Rule of acceptance at temperatures above 0; at 0 it is always the greedy one.
     verifier: ClassVar[str] = "sample_match"
     #: Sessions of the target that it can work with.
@@ -143,6 +145,14 @@ class Method(ABC):
     def score(self, run: Run, draft: Draft) -> Scores:
         """Let the target read the tree: logits ``[B, N, V]``."""
         return run.target.grow(draft.tokens, batch_parents(draft.trees), self.hidden_layer)
+
+    def commit(self, run: Run, paths: Sequence[Sequence[int]]) -> None:
+        """Let the target keep the root and the accepted nodes of each tree."""
+        run.target.commit(paths)
+
+    def report(self) -> dict[str, float]:
+        """What it changed in the last call, beside the numbers that all methods have."""
+        return {}
 
     def update(  # noqa: B027
         self, run: Run, draft: Draft, scores: Scores, verdicts: Sequence[Verdict]

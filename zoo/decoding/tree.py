@@ -109,13 +109,18 @@ class Tree:
             node = self.parents[node]
         return tuple(reversed(nodes))
 
-    def limited(self, depth: int, ranks: int) -> Tree:
-        """The same tree without nodes deeper than ``depth`` or of rank ``ranks`` and above."""
+    def inside(self, depth: int, ranks: int) -> list[int]:
+        """The nodes not deeper than ``depth`` whose path has only ranks below ``ranks``."""
         keep: list[int] = []
         for node, parent in enumerate(self.parents):
-            inside = self.depths[node] <= depth and self.ranks[node] < ranks
-            if inside and (parent == ROOT or parent in keep):
+            fits = self.depths[node] <= depth and self.ranks[node] < ranks
+            if fits and (parent == ROOT or parent in keep):
                 keep.append(node)
+        return keep
+
+    def limited(self, depth: int, ranks: int) -> Tree:
+        """The same tree without nodes deeper than ``depth`` or of rank ``ranks`` and above."""
+        keep = self.inside(depth, ranks)
         index = {ROOT: ROOT} | {node: i for i, node in enumerate(keep)}
         return Tree([index[self.parents[n]] for n in keep], [self.ranks[n] for n in keep])
 

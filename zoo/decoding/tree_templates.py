@@ -78,6 +78,35 @@ TOKEN_RECYCLING_TREES = {
 }
 TREES = MEDUSA_TREES | TOKEN_RECYCLING_TREES
 MEDUSA = "mc_sim_7b_63"
+#: PPD's trees by the number of guesses that the last accepted node had, as they are chosen at run
+#: time for passes of 105, 60 and 285 tokens, and the number of slots behind each node.
+PPD_TREES: dict[str, dict[int, tuple[tuple[str, ...], str]]] = {
+    "vicuna_7b": {
+        1: (("10",), "3" * 10),
+        2: (("10", "10 6 3 2 1 1"), "332222222233322222223222222222222"),
+        3: (("10", "10 4 2 1 1", "4 2"), "3322222222322222222222222222222222"),
+    },
+    "vicuna_13b": {
+        1: (("10",), "3" * 10),
+        2: (("8", "7 3 1 1"), "2" * 20),
+        3: (("7", "7 2 1", "2 1"), "2" * 20),
+    },
+    "mobilellama": {
+        1: (("10",), "3" * 10),
+        2: (
+            ("10", "10 10 10 10 8 7 6 5 4 4"),
+            "33333333333333333333333333222233322222223322222222322222223" + "2" * 25,
+        ),
+        3: (
+            (
+                "10",
+                "10 10 8 6 5 4 3 2 2 2",
+                "8 5 4 3 1 0 0 0 0 0 3 2 0 0 0 0 0 0 0 0 1",
+            ),
+            "3333333322333333222233322222223" + "2" * 58,
+        ),
+    },
+}
 TOKEN_RECYCLING = "2.2.2"
 
 
@@ -89,8 +118,13 @@ def find_tree(tree: str | Sequence[Sequence[int]] | Tree) -> Tree:
         return Tree.from_choices(tree)
     if tree not in TREES:
         raise ZooError(f"there is no tree '{tree}': expected one of {', '.join(TREES)}, or paths")
+    return tree_of_counts(TREES[tree])
+
+
+def tree_of_counts(levels: Sequence[str]) -> Tree:
+    """A tree from the numbers of its nodes' children, level by level."""
     parents, ranks, level = [-1], [0], [0]
-    for counts in TREES[tree]:
+    for counts in levels:
         children = []
         for node, count in zip(level, map(int, counts.split()), strict=False):
             for rank in range(count):

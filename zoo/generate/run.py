@@ -204,6 +204,7 @@ def _report(out: Generation, plain: Generation, arguments: argparse.Namespace) -
         ("steps", out.steps, plain.steps),
         ("drafted, accepted", f"{counts.drafted}, {counts.accepted}", "0, 0"),
         ("draft model passes", out.draft_calls, 0),
+        *((name.replace("_", " "), f"{value:.3g}", "") for name, value in out.report.items()),
     ]
     print_table(method, ("", method, "plain"), rows, right=(method, "plain"))
     by_depth, by_rank = counts.shares()

@@ -91,3 +91,63 @@ class UnitLanguage(TextDataModule):
         unit = 1 + self.tail + (self.noisy_share > 0)
         units = -(-count * self.length // unit)
         return Blocks(self.text(units, seed), self.length)
+
+
+class PeriodLanguage(TextDataModule):
+    """A random block of tokens, repeated to the end of the text: each text has a block of its own.
+
+    From the second block on every token is known from the one ``period`` before it, and only from
+    there: a single token says little. The first block, of which nothing can be known, does not
+    count. Tokens start at 1.
+
+    Args:
+        period: tokens of a block.
+        symbols: how many different tokens there are.
+        samples: number of training samples; validation and test have a tenth.
+        length: tokens of a sample.
+        kwargs: see :class:`zoo.data.DataModule`.
+    """
+
+    def __init__(
+        self,
+        period: int = 16,
+        symbols: int = 8,
+        samples: int = 4096,
+        length: int = 64,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(length, **kwargs)
+        if period < 1 or symbols < 2:
+            raise ZooError(
+                f"PeriodLanguage with blocks of {period} tokens and {symbols} symbols: expected at "
+                "least 1 and 2"
+            )
+        self.period, self.symbols, self.samples = period, symbols, samples
+
+    @property
+    def vocab_size(self) -> int:
+        """Padding and symbols."""
+        return 1 + self.symbols
+
+    def texts(self, count: int, seed: int) -> Tensor:
+        """So many texts, int64 ``[count, length]``."""
+        generator = torch.Generator().manual_seed(seed)
+        blocks = torch.randint(self.symbols, (count, self.period), generator=generator) + 1
+        return blocks.repeat(1, -(-self.length // self.period))[:, : self.length]
+
+    def load(self, split: str) -> Blocks:
+        """Texts of a split; its seed is its own."""
+        count = self.samples if split == "train" else max(1, self.samples // 10)
+        seed = 1000 * self.seed + ("train", "val", "test").index(split)
+        return _Repeated(self.texts(count, seed).flatten(), self.length, self.period)
+
+
+class _Repeated(Blocks):
+    """Texts of which the first block does not count."""
+
+    def __init__(self, tokens: Tensor, length: int, period: int) -> None:
+        super().__init__(tokens, length)
+        self.mask = (torch.arange(length) >= period).float()
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        return self.blocks[index].long(), self.mask.clone()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.checkpoints.exports import cache_folder, put_in_place
-from zoo.data.language.unit_language import UnitLanguage
+from zoo.data.language.unit_language import PeriodLanguage, UnitLanguage
 from zoo.decoding import Generation, Method, generate
 from zoo.models.language._causal_lm import load_causal_lm, save_causal_lm
 from zoo.plots.proofs import Axes, Curve
@@ -28,17 +28,19 @@ PROMPT = 8
 METHODS = ("zoo.decoding.methods",)
 
 
-def unit_language(steps: int, seed: int, **language: Any) -> UnitLanguage:
-    """Training texts for so many steps; ``language`` are arguments of :class:`UnitLanguage`."""
-    data = UnitLanguage(samples=32 * steps, length=LENGTH, batch_size=32, **language)
+def unit_language(steps: int, seed: int, **language: Any) -> UnitLanguage | PeriodLanguage:
+    """Training texts for so many steps; ``language`` are arguments of :class:`UnitLanguage`, or of
+    :class:`PeriodLanguage` if a period is among them."""
+    kind = PeriodLanguage if "period" in language else UnitLanguage
+    data = kind(samples=32 * steps, length=LENGTH, batch_size=32, **language)
     data.seed = 1 + seed
     return data
 
 
-def fit(task: Task, data: UnitLanguage) -> dict[str, float]:
-    """One epoch, then the test's scores."""
+def fit(task: Task, data: UnitLanguage | PeriodLanguage, epochs: int = 1) -> dict[str, float]:
+    """One epoch, or none, then the test's scores."""
     trainer = pl.Trainer(
-        max_epochs=1,
+        max_epochs=epochs,
         accelerator="cpu",
         logger=False,
         enable_checkpointing=False,
@@ -93,10 +95,12 @@ def loaded(folder: Path) -> nn.Module:
 
 
 def prompts(count: int, seed: int, **language: Any) -> Tensor:
-    """Beginnings of texts ``[count, PROMPT]``."""
+    """Beginnings of texts ``[count, PROMPT]``; of those that repeat a block a third of a text."""
     made = unit_language(1, seed, **language)
     # a text of its own for each: the first unit begins with it
     first = 77 + 1000 * seed
+    if isinstance(made, PeriodLanguage):
+        return made.texts(count, first)[:, : LENGTH // 3]
     return torch.stack([made.text(PROMPT, seed=first + n)[:PROMPT] for n in range(count)])
 
 
@@ -110,11 +114,12 @@ def decode(
     **options: Any,
 ) -> Generation:
     """A batch of texts as long as those of the training, about 2,000 tokens by default."""
+    begun = prompts(sequences, seed, **(language or {}))
     return generate(
         model,
-        prompts(sequences, seed, **(language or {})),
+        begun,
         method,
-        max_new_tokens=LENGTH - PROMPT,
+        max_new_tokens=LENGTH - begun.shape[1],
         temperature=temperature,
         seed=seed,
         **options,
