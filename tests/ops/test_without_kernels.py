@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from tests.tiny import ROOT
+from zoo.errors import ZooError
+from zoo.ops import _library
 
 SCRIPT = """
 import json, sys
@@ -61,3 +63,14 @@ def test_references_answer_and_differentiate(tmp_path):
         pytest.skip("there are no compiled kernels to compare with")
     for name, values in expected.items():
         torch.testing.assert_close(numbers[name], values, rtol=1e-6, atol=1e-9)
+
+
+def test_a_library_of_another_version_is_refused(monkeypatch):
+    if "cpu" in _library.unavailable:
+        pytest.skip("there are no compiled kernels")
+    _library._check_version()
+    known = _library.schemas()
+    for other in ("made_up(Tensor x) -> Tensor", "cross_scan(Tensor x, int atrous) -> Tensor"):
+        monkeypatch.setattr(_library, "schemas", lambda other=other: [*known, other])
+        with pytest.raises(ZooError, match=r"of another version.*build them again"):
+            _library._check_version()

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from zoo.errors import ZooError
+
 _PACKAGE = Path(__file__).resolve().parent.parent
 _SCHEMAS = Path(__file__).with_name("schemas.inc")
 
@@ -41,11 +43,29 @@ def _load(stem: str) -> str | None:
     return None
 
 
+def _check_version() -> None:
+    """The compiled library must have the ops of this source, as an editable install may not.
+
+    Raises:
+        ZooError: it has been built from another version.
+    """
+    for schema in schemas():
+        wanted = torch._C.parse_schema(f"zoo::{schema}")
+        if wanted not in torch._C._jit_get_schemas_for_operator(wanted.name):
+            raise ZooError(
+                f"the compiled kernels in {_PACKAGE} are of another version, they have no such "
+                f"{wanted.name}: build them again with `pip install --no-build-isolation -e .` "
+                "in the source folder of ssm-zoo"
+            )
+
+
 def _load_all() -> None:
     if reason := _load("_C"):
         unavailable["cpu"] = reason
         for schema in schemas():
             _library.define(schema)
+    else:
+        _check_version()
     if reason := _load("_C_cuda"):
         unavailable["cuda"] = reason
 
