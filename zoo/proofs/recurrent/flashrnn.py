@@ -63,6 +63,7 @@ class Forms(Measurement):
     head with a matrix of blocks; ``parts``: of a sequence in two parts from one pass.
     """
 
+    @torch.no_grad()
     def measure(self, seed: int) -> Measured:
         """Over LSTM, GRU and Elman networks, and for the last two over sLSTM as well."""
         torch.manual_seed(seed)
@@ -87,7 +88,7 @@ class Forms(Measurement):
         curves = [
             Curve(axes, range(1, 41), worst.clamp_min(1e-9).tolist(), name)
             for name, worst in (
-                (name, torch.stack(found).detach().abs().amax((0, 1, 3)))
+                (name, torch.stack(found).abs().amax((0, 1, 3)))
                 for name, found in differences.items()
             )
         ]
