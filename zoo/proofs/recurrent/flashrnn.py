@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from zoo.models.recurrent.flashrnn import FlashRNN, RecurrentMixer
+from zoo.models.recurrent.flashrnn import FlashRNN, RecurrentLayer, RecurrentMixer
 from zoo.ops import linear_attention, recurrent_cell, recurrent_cell_reference
 from zoo.plots.proofs import Axes, Curve
 from zoo.proofs.base import Measured, Measurement
@@ -71,6 +71,7 @@ class Forms(Measurement):
         for function in ("lstm", "gru", "elman", "slstm"):
             network = FlashRNN(12, 4, 8, function=function)
             layer, x = network.layers[0], torch.randn(3, 40, 12)
+            assert isinstance(layer, RecurrentLayer)
             h, _ = network(x)
             first, states = network(x[:, :17])
             second, _ = network(x[:, 17:], states)
