@@ -113,6 +113,7 @@ class FlashRNN(nn.Module):
             return dict(state_dict)
         found: dict[str, Tensor] = {}
         for i, layer in enumerate(self.layers):
+            assert isinstance(layer, RecurrentLayer)
             names = [f"{kind}_l{i}" for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
             if not set(names[:2]) <= set(state_dict) or layer.num_heads != 1:
                 raise ZooError(

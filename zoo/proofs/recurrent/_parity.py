@@ -47,7 +47,7 @@ class TrainedParity(TrainedBlock):
     def __init__(
         self, block: Callable[[int], nn.Module], lengths: tuple[int, ...], **kwargs: object
     ) -> None:
-        super().__init__(PrefixParity(), block, test_samples=512, **kwargs)
+        super().__init__(PrefixParity(), block, test_samples=512, **kwargs)  # type: ignore[arg-type]
         self.lengths = lengths
 
     def inspect(self, network: nn.Module, samples: Samples) -> Measured:

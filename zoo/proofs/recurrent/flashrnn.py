@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from zoo.models.recurrent.flashrnn import FlashRNN, RecurrentMixer
+from zoo.models.recurrent.flashrnn import FlashRNN, RecurrentLayer, RecurrentMixer
 from zoo.ops import linear_attention, recurrent_cell, recurrent_cell_reference
 from zoo.plots.proofs import Axes, Curve
 from zoo.proofs.base import Measured, Measurement
@@ -63,6 +63,7 @@ class Forms(Measurement):
     head with a matrix of blocks; ``parts``: of a sequence in two parts from one pass.
     """
 
+    @torch.no_grad()
     def measure(self, seed: int) -> Measured:
         """Over LSTM, GRU and Elman networks, and for the last two over sLSTM as well."""
         torch.manual_seed(seed)
@@ -70,6 +71,7 @@ class Forms(Measurement):
         for function in ("lstm", "gru", "elman", "slstm"):
             network = FlashRNN(12, 4, 8, function=function)
             layer, x = network.layers[0], torch.randn(3, 40, 12)
+            assert isinstance(layer, RecurrentLayer)
             h, _ = network(x)
             first, states = network(x[:, :17])
             second, _ = network(x[:, 17:], states)
@@ -87,7 +89,7 @@ class Forms(Measurement):
         curves = [
             Curve(axes, range(1, 41), worst.clamp_min(1e-9).tolist(), name)
             for name, worst in (
-                (name, torch.stack(found).detach().abs().amax((0, 1, 3)))
+                (name, torch.stack(found).abs().amax((0, 1, 3)))
                 for name, found in differences.items()
             )
         ]
