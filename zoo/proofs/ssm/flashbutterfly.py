@@ -78,9 +78,9 @@ class Exactness(Measurement):
 
     def measure(self, seed: int) -> Measured:
         """``square``, ``oblong``, ``large``: convolutions of order 2 (32 x 32, 64 x 128, 256 x 256)
-        against one by the library; ``radix``: of order 4 in factors of 16; ``passes``: three passes
-        against one transform of the whole; ``learned``: learned factors where they start;
-        ``gradient``: the smallest among the largest gradients of each of them."""
+        against one by the library, which are drawn; ``radix``: of order 4 in factors of 16;
+        ``passes``: three passes against one transform of the whole; ``learned``: learned factors
+        where they start; ``gradient``: the smallest among the largest gradients of each."""
         torch.manual_seed(seed)
         cases = {"square": (32, 32), "oblong": (64, 128), "large": (256, 256),
                  "radix": (16, 16, 16, 4)}  # fmt: skip
@@ -100,4 +100,8 @@ class Exactness(Measurement):
         found.abs().square().mean().backward()
         used = [p.grad.abs().max().item() for p in fft.parameters() if p.grad is not None]
         values["gradient"] = min(used)
-        return Measured(values)
+        two = ("square", "oblong", "large")
+        axes = Axes("Two products with small matrices", "points of the transform",
+                    "difference from the library's", "xy")  # fmt: skip
+        points = [torch.Size(cases[name]).numel() for name in two]
+        return Measured(values, [Curve(axes, points, [values[name] for name in two], "butterfly")])

@@ -9,6 +9,7 @@ from zoo.data.synthetic.associative_recall import associative_recall
 from zoo.models.ssm._h3_kernels import DiagonalKernel
 from zoo.models.ssm.h3 import H3LM
 from zoo.ops import butterfly_conv, fft_conv, state_passing_conv
+from zoo.plots.proofs import Axes, Curve
 from zoo.proofs.base import Measured, Measurement
 from zoo.proofs.synthetic import IGNORE, Samples, SyntheticTask, TrainedNetwork
 
@@ -146,10 +147,10 @@ class OneFunction(Measurement):
         def deviation(a: Tensor, b: Tensor) -> float:
             return ((a - b).abs().max() / b.abs().max()).item()
 
-        def read(*sizes: int) -> float:
+        def read(*sizes: int) -> Tensor:
             cache = model.allocate_cache(2)
             logits = [model(part, cache=cache).logits for part in ids.split(sizes, dim=1)]
-            return deviation(torch.cat(logits, dim=1), whole)
+            return torch.cat(logits, dim=1)
 
         changed = ids.clone()
         changed[:, -1] = (changed[:, -1] + 1) % 50
@@ -160,11 +161,19 @@ class OneFunction(Measurement):
         kernel = DiagonalKernel(32, 64)
         u, (log_A, B, C) = torch.randn(2, 32, 1000), kernel.discrete()
         one = fft_conv(u, kernel(1000))
-        return Measured({
-            "steps": read(*[1] * self.length),
-            "parts": read(self.length // 3, self.length - self.length // 3),
+        steps = read(*[1] * self.length)
+        parts = read(self.length // 3, self.length - self.length // 3)
+        axes = Axes("Difference from one pass", "tokens before", "of logits, at most", "y")
+        curves = []
+        for name, logits in (("token by token", steps), ("in two parts", parts)):
+            apart = (logits - whole).abs().amax((0, 2)).clamp_min(1e-9)
+            curves.append(Curve(axes, range(self.length), apart.tolist(), name))
+        values = {
+            "steps": deviation(steps, whole),
+            "parts": deviation(parts, whole),
             "growth": float(cache.nbytes - before),
             "passed": deviation(state_passing_conv(u, log_A, B, C, chunk=250)[0], one),
             "blocks": deviation(butterfly_conv(u, kernel(1000), (16, 16, 8)), one),
             "future": (model(changed).logits - whole)[:, :-1].abs().max().item(),
-        })  # fmt: skip
+        }
+        return Measured(values, curves)
