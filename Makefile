@@ -15,7 +15,7 @@ train: install
 
 test: install lint
 	$(BIN)/python -m pytest tests/ops tests/compat
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --ignore tests/ops --ignore tests/compat
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/ops --ignore tests/compat
 
 install: $(VENV)/installed
 

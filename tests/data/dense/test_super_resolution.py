@@ -18,11 +18,13 @@ SMALL = SmallSample(train=12, val=2, test=3, size=48)
 def data(tmp_path_factory):
     root = tmp_path_factory.mktemp("pictures") / "div2k"
     settings = {"size": 32, "eval_size": 40, "scales": [2, 4], "batch_size": 2}
-    return SuperResolution(str(root), sample=SMALL, **settings)
+    data = SuperResolution(str(root), sample=SMALL, **settings)
+    data.prepare_data()
+    data.setup("fit")
+    return data
 
 
 def test_batches(data):
-    data.setup("fit")
     batch = next(iter(data.train_dataloader()))
     assert {name: tuple(value.shape) for name, value in batch.items()} == {
         "image": (2, 3, 32, 32),
