@@ -232,7 +232,19 @@ def _dump(parser: ArgumentParser, config: Namespace, shown_as: str) -> str:
                 f"{shown_as}: {line.strip().partition(':')[0]}: its default cannot be kept in the "
                 "run's recipe, set it to a number, a text or null"
             )
-    return text
+    return dump_yaml(_with_words(load_yaml(text), config.as_dict()))
+
+
+def _with_words(dumped: Any, given: Any) -> Any:
+    """What was dumped, with the words that were given: jsonargparse writes "1" and "~" of an
+    argument of any type as the number and the null that they look like.
+    """
+    if isinstance(dumped, dict) and isinstance(given, dict):
+        return {key: _with_words(value, given.get(key)) for key, value in dumped.items()}
+    if isinstance(dumped, list) and isinstance(given, (list, tuple)) and len(dumped) == len(given):
+        return [_with_words(*pair) for pair in zip(dumped, given, strict=True)]
+    is_changed = isinstance(given, str) and not isinstance(dumped, (str, dict, list))
+    return str(given) if is_changed else dumped
 
 
 def _header(checkpoint: Mapping[str, Any], path: Path) -> tuple[str, str]:

@@ -22,7 +22,13 @@ def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
     """
     known = list(choices)
     if value not in known:
-        raise ZooError(f"{name} is {value!r}, expected one of {', '.join(known)}")
+        raise ZooError(f"{name} is {shown(value)}, expected one of {', '.join(known)}")
+
+
+def shown(value: object) -> str:
+    """A given value as a message of one line shows it: cut if it is long."""
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:120]}..."
 
 
 def suggest(key: str, known: Iterable[str]) -> str:

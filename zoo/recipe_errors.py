@@ -11,7 +11,7 @@ from pydoc import locate
 
 from jsonargparse import ArgumentParser
 
-from zoo.errors import suggest
+from zoo.errors import shown, suggest
 from zoo.recipes import GROUPS, split_options
 from zoo.trust import how_to_allow
 
@@ -104,7 +104,7 @@ def explain(report: str, recipe: str, overrides: Sequence[str], groups: dict[str
         reasons = [f"a class that can be imported{_close_names(given or '')}"]
     if not path:
         return f"{recipe}: {' '.join(report.split())}"
-    value = f"{given!r} given, " if given is not None else ""
+    value = f"{shown(given)} given, " if given is not None else ""
     expected = " or ".join(dict.fromkeys(r.removeprefix("expected ") for r in reasons))
     return f"{_where(path, recipe, overrides)}: {value}expected {expected or 'something else'}"
 

@@ -347,6 +347,44 @@ def recurrent_cell(random: Random) -> Call:
     return Call("recurrent_cell_backward", [torch.randn_like(found), found, gates, R, start, cell])
 
 
+def diagonal_scan(random: Random) -> Call:
+    dtype = random.choice((torch.float32, torch.float64))
+    batch, length, is_complex = random.choice((0, 1, 2)), size(random, 129), random.random() < 0.5
+    numbers = size(random, 33) * (2 if is_complex else 1)
+
+    def row() -> Tensor:
+        return floats(batch, length, numbers, dtype=dtype)
+
+    reset = maybe(random, torch.rand(batch, length) < 0.1)
+    state = maybe(random, floats(batch, numbers, dtype=dtype))
+    a, others = 0.7 * row().tanh(), [state, reset, is_complex, random.random() < 0.5]
+    if random.random() < 0.5:
+        return Call("diagonal_scan", [a, row(), *others])
+    x = torch.ops.zoo.diagonal_scan(a, row(), *others)
+    return Call("diagonal_scan_backward", [row(), x, a, *others])
+
+
+def ssm_kernel(random: Random) -> Call:
+    dtype = random.choice((torch.float32, torch.float64))
+    rows, features, modes = random.randint(1, 3), size(random, 17), size(random, 33)
+    length = size(random, 257)
+    v = floats(rows, features, modes, 2, dtype=dtype)
+    stable = floats(features, modes, 2, dtype=dtype)
+    stable[..., 0] = -0.1 - stable[..., 0].abs()
+    kind = random.randrange(4)
+    if kind < 2:
+        z = floats(length, 2, dtype=dtype)
+        z[:, 0] = 0  # on the axis that the poles are left of
+        if kind == 0:
+            return Call("cauchy_kernel", [v, z, stable])
+        dout = floats(rows, features, length, 2, dtype=dtype)
+        return Call("cauchy_kernel_backward", [dout, v, z, stable])
+    if kind == 2:
+        return Call("vandermonde_kernel", [v, stable, length])
+    u = floats(rows, features, length, dtype=dtype)
+    return Call("vandermonde_transpose", [u, stable, random.randint(1, 2)])
+
+
 MAKERS = (
     causal_conv1d,
     causal_conv1d_update,
@@ -358,10 +396,14 @@ MAKERS = (
     commit_path,
     delta_rule,
     recurrent_cell,
+    diagonal_scan,
+    ssm_kernel,
 )
 assert {s.split("(")[0] for s in _library.schemas()} == {
     "cpu_capability", "causal_conv1d", "causal_conv1d_backward", "causal_conv1d_update",
     "selective_scan", "selective_scan_backward", "selective_state_update", "ssd", "ssd_backward",
     "cross_scan", "cross_merge", "tree_attention", "commit_path", "delta_rule",
-    "delta_rule_backward", "recurrent_cell", "recurrent_cell_backward",
+    "delta_rule_backward", "recurrent_cell", "recurrent_cell_backward", "diagonal_scan",
+    "diagonal_scan_backward", "cauchy_kernel", "cauchy_kernel_backward", "vandermonde_kernel",
+    "vandermonde_transpose",
 }, "an op without a maker"  # fmt: skip

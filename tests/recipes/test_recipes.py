@@ -102,6 +102,9 @@ def fewer(path: Path) -> list[str]:
         f"--data.init_args.sample.{name}={min(sample[name], most[name])}"
         for name in most.keys() & sample.keys()
     ]
+    if "samples" in settings:
+        few = min(settings["samples"], 8 * settings["batch_size"])
+        options.append(f"--data.init_args.samples={few}")
     if "length_test" in content["model"]["init_args"]:
         options.append("--model.init_args.length_test={lengths: [8, 16], steps: 1}")
     return options

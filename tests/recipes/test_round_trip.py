@@ -116,3 +116,12 @@ def test_few_lines_that_stand_for_too_much(tmp_path):
     recipe.write_text("model: " + "[" * 60 + "]" * 60)
     with pytest.raises(ZooError, match="50 levels deep"):
         Recipe(recipe)
+
+
+@pytest.mark.parametrize("word", ["~", "null", "1", "yes"])
+def test_words_that_look_like_something_else(word, tmp_path):
+    recipe = Recipe(
+        tiny_recipe(tmp_path, model__init_args__model_args={"a": [word], "b": {"c": word}})
+    )
+    for again in (recipe, read_again(recipe, tmp_path)):
+        assert again.config.model.init_args.model_args == {"a": [word], "b": {"c": word}}
