@@ -103,8 +103,9 @@ def fewer(path: Path) -> list[str]:
         for name in most.keys() & sample.keys()
     ]
     if "samples" in settings:
-        few = min(settings["samples"], 8 * settings["batch_size"])
-        options.append(f"--data.init_args.samples={few}")
+        size = min(settings["batch_size"], 32)
+        options.append(f"--data.init_args.batch_size={size}")
+        options.append(f"--data.init_args.samples={min(settings['samples'], 8 * size)}")
     if "length_test" in content["model"]["init_args"]:
         options.append("--model.init_args.length_test={lengths: [8, 16], steps: 1}")
     return options
