@@ -199,6 +199,7 @@ def test_builds_without_memory_and_has_the_declared_count(name):
         model = zoo.create_model(name)
     assert all(t.is_meta for t in itertools.chain(model.parameters(), model.buffers()))
     assert sum(p.numel() for p in model.parameters()) == info.parameters
+    assert info.module == f"zoo.models.{info.family}.{info.module.rpartition('.')[2]}"
 
 
 @each(CASES)

@@ -60,15 +60,6 @@ def test_info():
     assert zoo.model_info("vmamba_tiny_m2").source is None
 
 
-@pytest.mark.parametrize("name", zoo.list_models())
-def test_declared_count_is_that_of_the_built_model(name):
-    info = zoo.model_info(name)
-    with torch.device("meta"):
-        model = zoo.create_model(name)
-    assert sum(parameter.numel() for parameter in model.parameters()) == info.parameters
-    assert info.module == f"zoo.models.{info.family}.{info.module.rpartition('.')[2]}"
-
-
 def test_every_decorated_function_is_in_the_catalogue():
     files = (ROOT / "zoo" / "models").glob("*/*.py")
     written = sum(text.count("\n@register_") for text in (file.read_text() for file in files))
