@@ -16,8 +16,8 @@ from zoo.plots.decoding import tree_figure
 from zoo.plots.proofs import Axes, Curve, Pictures
 from zoo.plots.style import rendered
 from zoo.proofs.base import Measured, Measurement
+from zoo.proofs.decoding import _unit_language
 from zoo.proofs.decoding._unit_language import (
-    LENGTH,
     METHODS,
     PROMPT,
     decode,
@@ -58,7 +58,7 @@ class Recycling(Measurement):
                 model,
                 prompt[None],
                 method,
-                max_new_tokens=LENGTH - PROMPT,
+                max_new_tokens=_unit_language.LENGTH - PROMPT,
                 temperature=1.0,
                 seed=1000 * seed + number,
             )
