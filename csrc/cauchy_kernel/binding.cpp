@@ -72,11 +72,7 @@ std::tuple<Tensor, Tensor> cauchy_kernel_backward(const Tensor& dout, const Tens
 }  // namespace
 }  // namespace zoo
 
-#ifdef ZOO_CUDA
-ZOO_LIBRARY_IMPL(CUDA, m) {
-#else
-ZOO_LIBRARY_IMPL(CPU, m) {
-#endif
+ZOO_KERNELS(m) {
   m.impl("cauchy_kernel", ZOO_BOX(zoo::cauchy_kernel));
   m.impl("cauchy_kernel_backward", ZOO_BOX(zoo::cauchy_kernel_backward));
 }

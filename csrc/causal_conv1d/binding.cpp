@@ -161,11 +161,7 @@ Tensor causal_conv1d_update(const Tensor& x, const Tensor& conv_state, const Ten
 }  // namespace
 }  // namespace zoo
 
-#ifdef ZOO_CUDA
-ZOO_LIBRARY_IMPL(CUDA, m) {
-#else
-ZOO_LIBRARY_IMPL(CPU, m) {
-#endif
+ZOO_KERNELS(m) {
   m.impl("causal_conv1d", ZOO_BOX(zoo::causal_conv1d));
   m.impl("causal_conv1d_backward", ZOO_BOX(zoo::causal_conv1d_backward));
   m.impl("causal_conv1d_update", ZOO_BOX(zoo::causal_conv1d_update));

@@ -166,6 +166,13 @@ inline int64_t num_threads() { return at::get_num_threads(); }
 
 #endif
 
+// ZOO_KERNELS(m) { m.impl(...); ... } registers an op's functions for the device of this library.
+#ifdef ZOO_CUDA
+#define ZOO_KERNELS(m) ZOO_LIBRARY_IMPL(CUDA, m)
+#else
+#define ZOO_KERNELS(m) ZOO_LIBRARY_IMPL(CPU, m)
+#endif
+
 namespace zoo {
 
 // PyTorch's own threads, for kernels; after a fork only the calling one.

@@ -82,11 +82,7 @@ Tensor cross_merge(const Tensor& ys, int64_t height, int64_t width, bool atrous)
 }  // namespace
 }  // namespace zoo
 
-#ifdef ZOO_CUDA
-ZOO_LIBRARY_IMPL(CUDA, m) {
-#else
-ZOO_LIBRARY_IMPL(CPU, m) {
-#endif
+ZOO_KERNELS(m) {
   m.impl("cross_scan", ZOO_BOX(zoo::cross_scan));
   m.impl("cross_merge", ZOO_BOX(zoo::cross_merge));
 }

@@ -127,11 +127,7 @@ Gradients delta_rule_backward(const Optional& dout, const Optional& dlast_state,
 }  // namespace
 }  // namespace zoo
 
-#ifdef ZOO_CUDA
-ZOO_LIBRARY_IMPL(CUDA, m) {
-#else
-ZOO_LIBRARY_IMPL(CPU, m) {
-#endif
+ZOO_KERNELS(m) {
   m.impl("delta_rule", ZOO_BOX(zoo::delta_rule));
   m.impl("delta_rule_backward", ZOO_BOX(zoo::delta_rule_backward));
 }

@@ -107,11 +107,7 @@ std::tuple<Tensor, Tensor, Tensor> diagonal_scan_backward(const Tensor& dx, cons
 }  // namespace
 }  // namespace zoo
 
-#ifdef ZOO_CUDA
-ZOO_LIBRARY_IMPL(CUDA, m) {
-#else
-ZOO_LIBRARY_IMPL(CPU, m) {
-#endif
+ZOO_KERNELS(m) {
   m.impl("diagonal_scan", ZOO_BOX(zoo::diagonal_scan));
   m.impl("diagonal_scan_backward", ZOO_BOX(zoo::diagonal_scan_backward));
 }

@@ -126,11 +126,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> recurrent_cell_backward(
 }  // namespace
 }  // namespace zoo
 
-#ifdef ZOO_CUDA
-ZOO_LIBRARY_IMPL(CUDA, m) {
-#else
-ZOO_LIBRARY_IMPL(CPU, m) {
-#endif
+ZOO_KERNELS(m) {
   m.impl("recurrent_cell", ZOO_BOX(zoo::recurrent_cell));
   m.impl("recurrent_cell_backward", ZOO_BOX(zoo::recurrent_cell_backward));
 }

@@ -196,11 +196,7 @@ Gradients selective_scan_backward(const Optional& dout, const Optional& dlast_st
 }  // namespace
 }  // namespace zoo
 
-#ifdef ZOO_CUDA
-ZOO_LIBRARY_IMPL(CUDA, m) {
-#else
-ZOO_LIBRARY_IMPL(CPU, m) {
-#endif
+ZOO_KERNELS(m) {
   m.impl("selective_scan", ZOO_BOX(zoo::selective_scan));
   m.impl("selective_scan_backward", ZOO_BOX(zoo::selective_scan_backward));
 }

@@ -130,10 +130,6 @@ Tensor selective_state_update(const Tensor& state, const Tensor& x, const Tensor
 }  // namespace
 }  // namespace zoo
 
-#ifdef ZOO_CUDA
-ZOO_LIBRARY_IMPL(CUDA, m) {
-#else
-ZOO_LIBRARY_IMPL(CPU, m) {
-#endif
+ZOO_KERNELS(m) {
   m.impl("selective_state_update", ZOO_BOX(zoo::selective_state_update));
 }

@@ -176,11 +176,7 @@ Gradients ssd_backward(const Optional& dout, const Optional& dlast_state, const 
 }  // namespace
 }  // namespace zoo
 
-#ifdef ZOO_CUDA
-ZOO_LIBRARY_IMPL(CUDA, m) {
-#else
-ZOO_LIBRARY_IMPL(CPU, m) {
-#endif
+ZOO_KERNELS(m) {
   m.impl("ssd", ZOO_BOX(zoo::ssd));
   m.impl("ssd_backward", ZOO_BOX(zoo::ssd_backward));
 }

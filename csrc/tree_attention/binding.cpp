@@ -158,11 +158,7 @@ void commit_path(const Tensor& cache, const Tensor& kv_len, const Tensor& path, 
 }  // namespace
 }  // namespace zoo
 
-#ifdef ZOO_CUDA
-ZOO_LIBRARY_IMPL(CUDA, m) {
-#else
-ZOO_LIBRARY_IMPL(CPU, m) {
-#endif
+ZOO_KERNELS(m) {
   m.impl("tree_attention", ZOO_BOX(zoo::tree_attention));
   m.impl("commit_path", ZOO_BOX(zoo::commit_path));
 }

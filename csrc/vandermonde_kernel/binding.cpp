@@ -75,11 +75,7 @@ Tensor vandermonde_transpose(const Tensor& u, const Tensor& x, int64_t moments) 
 }  // namespace
 }  // namespace zoo
 
-#ifdef ZOO_CUDA
-ZOO_LIBRARY_IMPL(CUDA, m) {
-#else
-ZOO_LIBRARY_IMPL(CPU, m) {
-#endif
+ZOO_KERNELS(m) {
   m.impl("vandermonde_kernel", ZOO_BOX(zoo::vandermonde_kernel));
   m.impl("vandermonde_transpose", ZOO_BOX(zoo::vandermonde_transpose));
 }
