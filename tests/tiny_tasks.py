@@ -14,7 +14,6 @@ _CHANGE = (
     "--data.init_args.sample={train: 8, val: 0, test: 6, size: 32}",
     "--data.init_args.crop=32",
     "--data.init_args.batch_size=4",
-    "--data.init_args.eval_batch_size=2",
 )
 _LLAMA = (
     "{vocab_size: 35, num_hidden_layers: %d, hidden_size: 32, intermediate_size: 32, "
@@ -31,7 +30,7 @@ _UNITS = (
 )
 _SMALL_DRAFT = f"--model.init_args.draft_args={_LLAMA % 1}"
 _CHAT = (
-    "--data.init_args.sample={train: 8, val: 4, test: 6, size: 16}",
+    "--data.init_args.sample={train: 8, val: 2, test: 2, size: 16}",
     "--data.init_args.batch_size=4",
 )
 
@@ -43,6 +42,7 @@ TINY: dict[str, tuple[str, tuple[str, ...]]] = {
             "--model.init_args.model_args={depths: [1, 1], dims: 8, drop_path_rate: 0.0}",
             "--data.init_args.image_size=16",
             "--data.init_args.batch_size=256",
+            "--data.init_args.eval_batch_size=135",
         ),
     ),
     "PrunedClassification": (
@@ -51,6 +51,7 @@ TINY: dict[str, tuple[str, tuple[str, ...]]] = {
             f"--model.init_args.model_args={_VIM % ', prune_after: [1], keep_ratio: 0.7'}",
             "--data.init_args.image_size=16",
             "--data.init_args.batch_size=256",
+            "--data.init_args.eval_batch_size=135",
         ),
     ),
     "MedicalClassification": (
@@ -69,7 +70,6 @@ TINY: dict[str, tuple[str, tuple[str, ...]]] = {
         (
             "--data.init_args.sample={train: 8, val: 0, test: 6, size: 64}",
             "--data.init_args.batch_size=4",
-            "--data.init_args.eval_batch_size=2",
             "--model.init_args.model_args.backbone_args={dims: 8, depths: [1, 1, 1, 1], "
             "drop_path_rate: 0.0}",
             "--model.init_args.model_args.channels=16",
@@ -145,7 +145,6 @@ TINY: dict[str, tuple[str, tuple[str, ...]]] = {
             "--data.init_args.size=[32, 32]",
             "--model.init_args.model_args.img_size=[32, 32]",
             "--data.init_args.batch_size=4",
-            "--data.init_args.eval_batch_size=2",
         ),
     ),
     "BinaryChangeDetection": ("change/changemamba/small", _CHANGE),
@@ -157,7 +156,7 @@ TINY: dict[str, tuple[str, tuple[str, ...]]] = {
             f"--model.init_args.model_args={_LLAMA % 1}",
             "--model.init_args.model_args.vocab_size=300",
             "--data.init_args.vocab_size=300",
-            "--data.init_args.max_bytes=500000",
+            "--data.init_args.max_bytes=400000",
             "--data.init_args.length=64",
             "--data.init_args.batch_size=16",
             "--trainer.limit_train_batches=6",
@@ -232,7 +231,7 @@ TINY: dict[str, tuple[str, tuple[str, ...]]] = {
     "Tracking": (
         "tracking/trackssm/small",
         (
-            "--data.init_args.sample={train: 2, val: 2, test: 2, frames: 24, objects: 3, "
+            "--data.init_args.sample={train: 2, val: 2, test: 2, frames: 16, objects: 3, "
             "motions: [circle, sway]}",
             "--data.init_args.batch_size=64",
             "--model.init_args.model_args={encoder: {d_model: 16, n_layer: 1}, "

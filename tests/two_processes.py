@@ -111,10 +111,10 @@ def run(name: str, processes: int) -> dict[str, Any]:
     recipe = Recipe(
         path,
         [
+            "--data.init_args.eval_batch_size=1",  # unless it divides: a mean of batches is one of samples
             *overrides,
             "--model.init_args.optimizer.opt=sgd",
             "--model.init_args.optimizer.lr=0.01",
-            "--data.init_args.eval_batch_size=1",  # a mean of batches is one of samples
             "--trainer.enable_progress_bar=false",
             "--trainer.limit_val_batches=null",
             "--trainer.limit_test_batches=null",

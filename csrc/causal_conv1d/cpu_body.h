@@ -8,22 +8,22 @@ namespace zoo::ZOO_CPU {
 
 namespace conv {
 
-// f.run<V, T, kWidth>().
+// f.operator()<V, T, kWidth>(): the widths that models have are compiled apart for the types that they
+// compute in, all else takes the width as it comes (kWidth 0).
 template <class F>
 bool dispatch(DType dtype, int width, const F& f) {
   const auto by_width = [&]<class V, class T>() {
     switch (width) {
-      case 2: return f.template operator()<V, T, 2>();
       case 3: return f.template operator()<V, T, 3>();
       case 4: return f.template operator()<V, T, 4>();
-      default: return f.template operator()<V, T, 0>();  // any width
+      default: return f.template operator()<V, T, 0>();
     }
   };
   switch (dtype) {
     case DType::kFloat32: return by_width.template operator()<Vec, float>();
     case DType::kBFloat16: return by_width.template operator()<Vec, BFloat16>();
-    case DType::kFloat16: return by_width.template operator()<Vec, Float16>();
-    default: return by_width.template operator()<VecD, double>();
+    case DType::kFloat16: return f.template operator()<Vec, Float16, 0>();
+    default: return f.template operator()<VecD, double, 0>();
   }
 }
 

@@ -19,6 +19,8 @@ from zoo.proofs.run import read_proofs
 RECIPES = ROOT / "recipes"
 PATHS = sorted(RECIPES.glob("*/*/*.yaml"))
 PROOFS = [path for path in PATHS if path.stem == "proof"]
+#: Samples of a step, at most.
+BATCH = 8
 #: Settings of a data module that say where its files are.
 PLACES = {"root", "path", "file", "source", "name", "train"}
 #: Settings of a task that may name what another recipe exports.
@@ -97,14 +99,14 @@ def fewer(path: Path) -> list[str]:
     content = content_of(path)
     settings = content["data"].get("init_args", {})
     sample = settings.get("sample") or {}
-    most = {"train": 2 * settings.get("batch_size", 64), "val": 4, "test": 4}
+    size = min(settings.get("batch_size", BATCH), BATCH)
+    most = {"train": 2 * size, "val": 4, "test": 4}
     options = [
         f"--data.init_args.sample.{name}={min(sample[name], most[name])}"
         for name in most.keys() & sample.keys()
     ]
+    options.append(f"--data.init_args.batch_size={size}")
     if "samples" in settings:
-        size = min(settings["batch_size"], 32)
-        options.append(f"--data.init_args.batch_size={size}")
         options.append(f"--data.init_args.samples={min(settings['samples'], 8 * size)}")
     if "length_test" in content["model"]["init_args"]:
         options.append("--model.init_args.length_test={lengths: [8, 16], steps: 1}")

@@ -140,3 +140,10 @@ def test_python_files_can_be_kept_apart():
     data = PythonSource(length=64, vocab_size=300, max_bytes=60_000, separate=True, batch_size=2)
     source = data.source("train")
     assert any(source[n][2].max() > 0 for n in range(len(source)))
+
+
+def test_a_split_without_text_is_said():
+    data = PythonSource(length=64, vocab_size=300, max_bytes=1, batch_size=2)
+    with pytest.raises(ZooError, match="PythonSource: the (val|test) split holds no samples"):
+        for split in ("val", "test"):
+            data.source(split)

@@ -159,8 +159,8 @@ class PythonSource(TextDataModule):
             self.tokenizer = train_tokenizer(self.texts("train"), self._vocab_size)
         texts = self.texts(split)
         ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
-        tokens = torch.tensor([token for text in ids for token in text])
-        lengths = torch.tensor([len(text) for text in ids])
+        tokens = torch.tensor([token for text in ids for token in text], dtype=torch.long)
+        lengths = torch.tensor([len(text) for text in ids], dtype=torch.long)
         owners = torch.arange(len(ids)).repeat_interleave(lengths)
         return Blocks(tokens, self.length, owners if self.separate else None)
 
