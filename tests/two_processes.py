@@ -111,7 +111,8 @@ def run(name: str, processes: int) -> dict[str, Any]:
     recipe = Recipe(
         path,
         [
-            "--data.init_args.eval_batch_size=1",  # unless it divides: a mean of batches is one of samples
+            # or what divides the samples: a mean of batches is then one of samples
+            "--data.init_args.eval_batch_size=1",
             *overrides,
             "--model.init_args.optimizer.opt=sgd",
             "--model.init_args.optimizer.lr=0.01",

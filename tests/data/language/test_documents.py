@@ -144,6 +144,6 @@ def test_python_files_can_be_kept_apart():
 
 def test_a_split_without_text_is_said():
     data = PythonSource(length=64, vocab_size=300, max_bytes=1, batch_size=2)
-    with pytest.raises(ZooError, match="PythonSource: the (val|test) split holds no samples"):
+    with pytest.raises(ZooError, match=r"PythonSource: the (val|test) split holds no samples"):
         for split in ("val", "test"):
             data.source(split)
