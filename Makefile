@@ -1,6 +1,6 @@
 # make train: install everything into .venv and run the quickstart recipe.
-# make test:  install everything into .venv and run all checks; the kernels' tests with all threads, the
-#             others side by side with one thread each.
+# make test:  install everything into .venv and run all checks, the tests side by side with one thread
+#             each (those of the kernels take all).
 # Both start from nothing but Python 3.10 or newer, a C++ compiler and a network.
 
 PYTHON ?= python3
@@ -14,8 +14,7 @@ train: install
 	$(BIN)/python -m zoo.train recipes/vision/vmamba/small.yaml
 
 test: install lint
-	$(BIN)/python -m pytest tests/ops tests/compat
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/ops --ignore tests/compat
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
 
 install: $(VENV)/installed
 

@@ -70,7 +70,7 @@ def test_a_seed_makes_the_same_cases(tmp_path: Path, monkeypatch) -> None:
 
 @pytest.mark.slow
 def test_a_few_cases_of_every_domain_find_nothing() -> None:
-    command = [sys.executable, "-m", "tests.fuzz", "--seed", "0", "--cases", "80"]
+    command = [sys.executable, "-m", "tests.fuzz", "--seed", "0", "--cases", "16"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-2000:]
     for name in domains():

@@ -10,7 +10,7 @@ from tests.tiny import tiny_recipe
 
 STEPS_PER_EPOCH = 1257 // 128
 EVERY = 4
-KILL_AT = 2 * STEPS_PER_EPOCH + 2 * EVERY + 2  # in epoch 2, between two checkpoints
+KILL_AT = STEPS_PER_EPOCH + 2 * EVERY + 2  # in epoch 1, between two checkpoints
 
 #: What a kill in the middle of a write leaves.
 LEFT = f".last.ckpt.{platform.node().partition('.')[0]}-999999999.0.part"
@@ -29,7 +29,7 @@ def test_killed_and_resumed_run_ends_with_the_same_numbers(tmp_path):
         },
         data__init_args__augmentation={"auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": 0.25},
         checkpoint__every_n_steps=EVERY,
-        trainer__max_epochs=4,
+        trainer__max_epochs=3,
         trainer__log_every_n_steps=1,
     )
     for name in ("whole", "killed"):

@@ -253,12 +253,10 @@ bool by_columns(const Signal<T>& s) {
   return s.channel < s.step;
 }
 
-// f(std::integral_constant<int, width>) for a width of 2 to 4.
+// f(std::integral_constant<int, width>) for the widths that models have.
 template <class F>
 cudaError_t with_width(int width, const F& f) {
   switch (width) {
-    case 2:
-      return f(std::integral_constant<int, 2>{});
     case 3:
       return f(std::integral_constant<int, 3>{});
     case 4:
@@ -269,7 +267,7 @@ cudaError_t with_width(int width, const F& f) {
 }
 
 // The kernels for all other widths (cuda_wide.cu).
-inline bool is_wide(int width) { return width < 2 || width > 4; }
+inline bool is_wide(int width) { return width != 3 && width != 4; }
 int64_t wide_workspace(const ConvBackward& call);
 cudaError_t forward_wide(const ConvForward& call, void* stream);
 cudaError_t backward_wide(const ConvBackward& call, void* workspace, void* stream);

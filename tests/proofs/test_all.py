@@ -30,7 +30,7 @@ SMALL = {
     "new_tokens": 12,
     "layerwise": 1,
     "end_to_end": 1,
-    "seconds": [0.3, 0.6],
+    "seconds": [0.1, 0.2],
     "whole": "vim_tiny",
     "pruned": "token_pruning_vim_tiny",
 }
@@ -44,8 +44,11 @@ def tiny(monkeypatch, tmp_path):
     def build_trainer(recipe: Recipe, **settings: Any) -> Any:
         return build(recipe, **settings, limit_train_batches=1, limit_test_batches=1)
 
+    as_shipped: dict[str, Recipe] = {}
+
     def open_tiny(recipe: str, settings: dict[str, Any]) -> Recipe:
-        opened = open_(recipe, settings)
+        key = repr((recipe, sorted(settings.items())))
+        opened = as_shipped[key] = as_shipped.get(key) or open_(recipe, settings)
         sample = opened.config.data.init_args.get("sample")
         stages = opened.config.model.init_args.get("stages") or []
         epochs = len(stages) or min(1, opened.config.trainer.max_epochs)
