@@ -1,9 +1,11 @@
 """Which small faults in a model's file do its tests notice?
 
 ``python -m tests.mutate zoo/models/vision/vmamba.py [FILE ...]`` makes every change of
-:mod:`tests.mutations` to a file, one at a time, and runs the tests that execute the changed line:
-the cases of fingerprints first, then, while the change survives, the test functions. At most 5 %
-may survive, each explained in ``tests/survivors.yaml``; otherwise the exit code is 1.
+:mod:`tests.mutations` to a file, one at a time, and runs the tests that execute the changed line,
+the quickest first, until one fails: the cases of fingerprints, then the test functions. At most
+5 % may survive, each explained in ``tests/survivors.yaml``; otherwise the exit code is 1. Of a file
+with many places ``--sample N`` changes N, drawn with ``--seed``; ``--record`` enters the counts in
+``docs/mutations.md``.
 
 The tests of ``zoo/models/<family>/<system>.py`` are ``tests/models/<family>/<system>.yaml``,
 ``test_<system>.py`` beside it (if there is none, the folder's tests that bear no file's name), and
@@ -11,8 +13,9 @@ the system's part of the conformance suite. What several systems
 share is guarded by all files of fingerprints and the test file at the same path below ``tests/``.
 ``--tests PATH ...`` names others, YAML or Python, perhaps with ``::test``.
 
-Each change runs in a fork of a process that has imported the libraries, with the changed source in
-place of the file. Nothing on the disk is touched.
+One process imports everything and collects the tests once for all files; each change runs in a
+fork of it, where :mod:`tests.patching` gives the functions their changed code. Nothing on the disk
+is touched.
 """
 
 from __future__ import annotations
@@ -21,36 +24,66 @@ import argparse
 import ast
 import contextlib
 import importlib
-import importlib.abc
-import importlib.machinery
-import importlib.util
 import json
 import os
+import random
 import signal
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import CodeType, FrameType
+from types import FrameType, FunctionType
 from typing import Any
 
 import pytest
 import yaml
 
+from tests import fingerprints
 from tests.mutations import Mutant, mutants
+from tests.patching import NotInPlace, functions_of, learn, patch
 from tests.test_house import imports, modules
 from zoo.models._catalogue import catalogue
 
 ROOT = Path(__file__).resolve().parent.parent
 SURVIVORS = ROOT / "tests" / "survivors.yaml"
+RECORD = ROOT / "docs" / "mutations.md"
 LIMIT = 0.05
+CONFORMANCE = "tests/models/test_conformance.py"
 #: Tests of the conformance suite about matters that no change of a formula touches.
 SLOW = ("compile", "export", "int8", "bfloat16", "autocast", "adapters")
+QUIET = ["-q", "-s", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header"]
 
 
-def guards(file: Path) -> tuple[list[Path], list[str]]:
-    """Files of fingerprints, and arguments of pytest, that guard a source file by its place."""
+@dataclass
+class Guards:
+    """What notices a fault in a file.
+
+    Attributes:
+        cases: files of fingerprints.
+        functions: files of tests, perhaps with ``::test``.
+        suite: parts of the names of the conformance tests that belong to it.
+    """
+
+    cases: list[Path]
+    functions: list[str]
+    suite: list[tuple[str, ...]] = field(default_factory=list)
+
+    def holds(self, item: pytest.Item) -> bool:
+        """Whether a test belongs to them."""
+        name = item.nodeid
+        if name.startswith(CONFORMANCE) and CONFORMANCE not in self.functions:
+            return any(all(word in name for word in part) for part in self.suite) and not any(
+                word in name for word in SLOW
+            )
+        return any(
+            name == f or name.startswith((f"{f}::", f"{f}[", f"{f}/")) for f in self.functions
+        )
+
+
+def guards(file: Path) -> Guards:
+    """The guards of a source file by its place."""
     inner = file.relative_to("zoo")
     beside, name = Path("tests") / inner.parent, inner.stem.lstrip("_")
     tests = sorted(beside.glob("test_*.py"))
@@ -62,95 +95,12 @@ def guards(file: Path) -> tuple[list[Path], list[str]]:
     functions = [str(test) for test in tests]
     for own in (beside / f"{inner.stem}.yaml", beside / f"{name}.yaml"):
         if own.exists():
-            parts = [f"{own.parent.name}-{own.stem} and not {' and not '.join(SLOW)}"]
-            module = ".".join(file.with_suffix("").parts)
-            models = [entry.name for entry in catalogue().values() if entry.module == module]
-            parts += [f"declared_count and {model}" for model in models]
-            chosen = " or ".join(f"({part})" for part in parts)
-            suite = ["tests/models/test_conformance.py", "-k", f"not conformance or {chosen}"]
-            return [own], functions + suite
-    return sorted(Path("tests").glob("*/**/*.yaml")), functions
-
-
-class Runner:
-    """Runs the guards of one source file, as it is or changed, each time in a fork."""
-
-    def __init__(self, file: Path, cases: list[Path], functions: list[str]) -> None:
-        self.file, self.functions = file, functions
-        self.module = ".".join(file.with_suffix("").parts).removesuffix(".__init__")
-        self.source = file.read_text(encoding="utf-8")
-        self.tree = ast.parse(self.source)
-        self.case_files = cases
-        #: Guard -> (seconds, lines of the file that it executes).
-        self.cases: dict[str, tuple[float, set[int]]] = {}
-        self.items: dict[str, tuple[float, set[int]]] = {}
-
-    def measure(self) -> None:
-        """Run all guards on the file as it is: they must pass; learn what each executes."""
-        found = fork(lambda: self._measure_all(), 3600)
-        if found is None:
-            raise SystemExit(f"{self.file}: the guards broke down on the file as it is")
-        if found["faults"]:
-            raise SystemExit(f"{self.file}: fails as it is: {found['faults'][0]}")
-        above = dependents(self.module)
-        for name in found["modules"]:
-            if not name.startswith(("tests", "test_", "conftest")) and name not in above:
-                with contextlib.suppress(Exception):
-                    importlib.import_module(name)
-        self.cases = {k: (t, set(lines)) for k, (t, lines) in found["cases"].items()}
-        self.items = {k: (t, set(lines)) for k, (t, lines) in found["items"].items()}
-
-    def _measure_all(self) -> dict[str, Any]:
-        from tests import fingerprints
-
-        cases, faults = {}, []
-        for path in self.case_files:
-            for name, case in fingerprints.load(path).items():
-                with tracing(self.file) as lines:
-                    began = time.process_time()
-                    differences = case.differences()
-                    cases[f"{path}:{name}"] = (time.process_time() - began, sorted(lines))
-                faults += [f"{path} {name}: {fault}" for fault in differences]
-        recorder = Recorder(self.file)
-        if self.functions and not faults:
-            code = pytest.main([*QUIET, *self.functions], plugins=[recorder])
-            faults += [] if code in (0, 5) else [*recorder.failed, f"pytest exits with {code}"]
-        used = [c for c in cases if cases[c][1]]
-        kept = {name: cases[name] for name in used}
-        items = {name: found for name, found in recorder.found.items() if found[1]}
-        return {"cases": kept, "items": items, "faults": faults, "modules": list(sys.modules)}
-
-    def survives(self, mutant: Mutant) -> bool:
-        """Whether no guard that executes the changed line notices."""
-
-        def chosen(found: dict[str, tuple[float, set[int]]]) -> list[str]:
-            lines = set(mutant.lines)
-            hit = [name for name, (_, seen) in found.items() if not lines or lines & seen]
-            return sorted(hit, key=lambda name: found[name][0])
-
-        cases, items = chosen(self.cases), chosen(self.items)
-        if not cases and not items:
-            return True
-        seconds = sum(self.cases[c][0] for c in cases) + sum(self.items[i][0] for i in items)
-        return fork(lambda: self._passes(mutant, cases, items), 60 + 3 * seconds) is True
-
-    def _passes(self, mutant: Mutant, cases: list[str], items: list[str]) -> bool:
-        if self.module in sys.modules:
-            raise RuntimeError(
-                f"{self.module} is imported already, its changes would have no effect"
-            )
-        mutant.apply()
-        sys.meta_path.insert(0, Changed(self.module, self.file, self.tree))
-        from tests import fingerprints
-
-        for case in cases:
-            path, _, name = case.rpartition(":")
-            if fingerprints.load(Path(path))[name].differences():
-                return False
-        if not items:
-            return True
-        chosen = Chosen(items)
-        return pytest.main([*QUIET, "-x", *self.functions], plugins=[chosen]) == 0
+            models = [e.name for e in catalogue().values() if e.module == module_of(file)]
+            suite = [(f"{own.parent.name}-{own.stem}",), *(("declared_count", m) for m in models)]
+            return Guards([own], functions, suite)
+    above = dependents(module_of(file))
+    shared = sorted(Path("tests").glob("*/**/*.yaml"))
+    return Guards([path for path in shared if reaches(path, above)], functions)
 
 
 def dependents(module: str) -> set[str]:
@@ -163,81 +113,223 @@ def dependents(module: str) -> set[str]:
     return found
 
 
-QUIET = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header"]
+def reaches(path: Path, above: set[str]) -> bool:
+    """Whether a case of a file of fingerprints can execute one of these modules."""
+    for case in fingerprints.load(path).values():
+        entry = catalogue().get(case.model)
+        places = {
+            entry.module if entry else case.model.partition(":")[0],
+            case.call.partition(":")[0],
+        }
+        if places & above or any(place.startswith("tests.") for place in places):
+            return True
+    return False
 
 
-class Recorder:
-    """A pytest plugin that learns which lines of a file each test executes, and its time."""
+@dataclass
+class Seen:
+    """What one run of a guard took, and the lines that it executed, by file."""
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self.found: dict[str, tuple[float, list[int]]] = {}
-        self.failed: list[str] = []
+    seconds: float
+    lines: dict[str, set[int]]
 
-    @pytest.hookimpl(hookwrapper=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
-        began = time.process_time()
-        with tracing(self.file) as lines:
-            yield
-        self.found[item.nodeid] = (time.process_time() - began, sorted(lines))
+
+class Session:
+    """A pytest plugin that changes files instead of running the tests that are collected."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.files: list[Path] = options.files
+        self.known = yaml.safe_load(SURVIVORS.read_text(encoding="utf-8")) or {}
+        #: Guard -> what was seen of it: "file.yaml:case", or the test's id.
+        self.seen: dict[str, Seen] = {}
+        self.items: dict[str, pytest.Item] = {}
+        self.reports: list[pytest.TestReport] = []
+        self.broken = False
+        self.changed = self.alive = self.unexplained = 0
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.failed:
-            self.failed.append(report.nodeid)
+        self.reports.append(report)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        self.items = {item.nodeid: item for item in session.items}
+        for file in self.files:
+            importlib.import_module(module_of(file))
+            try:
+                self.report(file)
+            except Broken as broken:
+                self.broken = True
+                print(f"{file}: {broken}", flush=True)
+        return True
+
+    def guards(self, file: Path) -> Guards:
+        chosen = self.options.tests
+        if not chosen:
+            return guards(file)
+        cases = [Path(t) for t in chosen if t.endswith(".yaml")]
+        return Guards(cases, [t for t in chosen if not t.endswith(".yaml")])
+
+    def report(self, file: Path) -> None:
+        """Change one file in all ways; print and count what survives."""
+        source = file.read_text(encoding="utf-8")
+        tree = ast.parse(source)
+        changes = mutants(tree, source)
+        places = len(changes)
+        if self.options.lines:
+            first, _, last = self.options.lines.partition("-")
+            changes = [m for m in changes if int(first) <= m.line <= int(last or first)]
+        if self.options.sample and len(changes) > self.options.sample:
+            draw = random.Random(f"{self.options.seed} {file}")
+            chosen = sorted(draw.sample(range(len(changes)), self.options.sample))
+            changes = [changes[i] for i in chosen]
+        path = str(ROOT / file)
+        kept = self.guards(file)
+        cases = [f"{p}:{name}" for p in kept.cases for name in fingerprints.load(p)]
+        items = [name for name, item in self.items.items() if kept.holds(item)]
+        living = changes
+        for names in (cases, items):
+            if living:
+                self.measure(names)
+                learn(path, ast.parse(source))
+                functions = functions_of(path)
+                living = [m for m in living if self.survives(file, tree, m, names, functions)]
+        alive, unexplained = len(living), 0
+        for mutant in living:
+            reason = explanation(file, mutant, self.known)
+            unexplained += reason is None
+            mark = "explained" if reason else "SURVIVES "
+            print(f"{mark} {file}:{mutant.line}: {mutant.text}\n    {mutant.change}", flush=True)
+        share = alive / max(len(changes), 1)
+        print(
+            f"{file}: {places} places, {len(changes)} changed, {alive} survive ({share:.1%}), "
+            f"{unexplained} unexplained",
+            flush=True,
+        )
+        if self.options.record:
+            record(file, places, len(changes), alive, unexplained)
+        self.changed += len(changes)
+        self.alive += alive
+        self.unexplained += unexplained
+
+    @property
+    def failed(self) -> bool:
+        """Whether too much survives, or something without a reason."""
+        return self.broken or self.unexplained > 0 or self.alive > LIMIT * self.changed
+
+    def measure(self, names: list[str]) -> None:
+        """Run guards on the files as they are, if that was not done yet."""
+        new = [name for name in names if name not in self.seen]
+        if not new:
+            return
+        found = fork(lambda: self._measure(new), 3600)
+        if found is None:
+            raise Broken("the guards broke down on the file as it is")
+        for name in found["modules"]:
+            if not name.startswith(("tests", "test_", "conftest")):
+                with contextlib.suppress(Exception):
+                    importlib.import_module(name)
+        for name, (seconds, lines) in found["seen"].items():
+            seen = {file: set(numbers) for file, numbers in lines.items()}
+            self.seen[name] = Seen(seconds, seen)
+        if found["faults"]:
+            raise Broken(f"fails as it is: {found['faults'][0]}")
+
+    def _measure(self, names: list[str]) -> dict[str, Any]:
+        seen, faults = {}, []
+        files = {str(ROOT / file) for file in self.files}
+        for name in names:
+            with tracing(files) as lines:
+                began = time.process_time()
+                passes = self.passes([name])
+                seconds = time.process_time() - began
+            seen[name] = seconds, {file: sorted(numbers) for file, numbers in lines.items()}
+            if not passes:
+                faults.append(name)
+        return {"seen": seen, "faults": faults, "modules": list(sys.modules)}
+
+    def passes(self, names: list[str]) -> bool:
+        """Whether guards pass; the first that fails ends it."""
+        import torch
+
+        items = [name for name in names if name in self.items]
+        for name in names:
+            torch.manual_seed(0)
+            if name in self.items:
+                item, self.reports = self.items[name], []
+                place = items.index(name)
+                after = self.items[items[place + 1]] if place + 1 < len(items) else None
+                item.ihook.pytest_runtest_protocol(item=item, nextitem=after)
+                if any(report.failed for report in self.reports):
+                    return False
+            else:
+                path, _, case = name.rpartition(":")
+                if fingerprints.load(Path(path))[case].differences():
+                    return False
+        return True
+
+    def survives(
+        self,
+        file: Path,
+        tree: ast.Module,
+        mutant: Mutant,
+        names: list[str],
+        functions: list[FunctionType],
+    ) -> bool:
+        """Whether none of these guards that executes the changed line notices."""
+        path, lines = str(ROOT / file), set(mutant.lines)
+        hit = [n for n in names if (found := self.seen[n].lines.get(path)) and is_hit(lines, found)]
+        hit.sort(key=lambda name: self.seen[name].seconds)
+
+        def attempt() -> bool:
+            mutant.apply()
+            module = sys.modules[module_of(file)]
+            try:
+                patch(module, path, tree, functions, at_import=not mutant.lines)
+            except NotInPlace as reason:
+                print(f"{file}:{mutant.line}: {reason}", file=sys.stderr)
+                return True
+            return self.passes(hit)
+
+        seconds = sum(self.seen[name].seconds for name in hit)
+        return not hit or fork(attempt, 30 + 3 * seconds) is True
 
 
-class Chosen:
-    """A pytest plugin that runs some tests, the first first."""
+def is_hit(lines: set[int], executed: set[int]) -> bool:
+    """Whether a change of lines can matter; without lines, to all who execute the file."""
+    return not lines or bool(lines & executed)
 
-    def __init__(self, items: list[str]) -> None:
-        self.items = items
 
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        known = {item.nodeid: item for item in items}
-        items[:] = [known[name] for name in self.items if name in known]
+class Broken(Exception):
+    """The guards do not pass on the file as it is."""
+
+
+def module_of(file: Path) -> str:
+    """A source file's module."""
+    return ".".join(file.with_suffix("").parts).removesuffix(".__init__")
 
 
 @contextlib.contextmanager
-def tracing(file: Path) -> Iterator[set[int]]:
-    """Lines of a file that are executed meanwhile."""
-    lines: set[int] = set()
-    name = str(ROOT / file)
+def tracing(files: set[str]) -> Iterator[dict[str, set[int]]]:
+    """Lines of files that are executed meanwhile."""
+    lines: dict[str, set[int]] = {}
 
     def line(frame: FrameType, event: str, _: Any) -> Any:
-        lines.add(frame.f_lineno)
+        lines[frame.f_code.co_filename].add(frame.f_lineno)
         return line
 
     def call(frame: FrameType, event: str, _: Any) -> Any:
-        return line(frame, event, _) if frame.f_code.co_filename == name else None
+        name = frame.f_code.co_filename
+        if name not in files:
+            return None
+        lines.setdefault(name, set()).add(frame.f_lineno)
+        return line
 
     sys.settrace(call)
     try:
         yield lines
     finally:
         sys.settrace(None)
-
-
-class Changed(importlib.abc.MetaPathFinder):
-    """Finds one module in a syntax tree instead of its file."""
-
-    def __init__(self, module: str, file: Path, tree: ast.Module) -> None:
-        self.module, self.file, self.tree = module, file, tree
-
-    def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
-        if fullname != self.module:
-            return None
-        loader = TreeLoader(fullname, str(ROOT / self.file))
-        loader.tree = self.tree
-        return importlib.util.spec_from_file_location(fullname, loader.path, loader=loader)
-
-
-class TreeLoader(importlib.machinery.SourceFileLoader):
-    """Compiles a syntax tree instead of the file's text."""
-
-    tree: ast.Module
-
-    def get_code(self, fullname: str) -> CodeType:
-        return compile(self.tree, self.path, "exec")
 
 
 def fork(work: Callable[[], Any], seconds: float) -> Any:
@@ -277,36 +369,16 @@ def explanation(file: Path, mutant: Mutant, known: dict[str, list[dict[str, str]
     return None
 
 
-def report(file: Path, options: argparse.Namespace) -> bool:
-    """Change one file in all ways; print what survives. Whether that is too much."""
-    cases, functions = guards(file)
-    if options.tests:
-        cases = [Path(t) for t in options.tests if t.endswith(".yaml")]
-        functions = [t for t in options.tests if not t.endswith(".yaml")]
-    runner = Runner(file, cases, functions)
-    changes = mutants(runner.tree, runner.source)
-    if options.lines:
-        first, _, last = options.lines.partition("-")
-        changes = [m for m in changes if int(first) <= m.line <= int(last or first)]
-    changes = changes[options.part[0] :: options.part[1]]
-    runner.measure()
-    known = yaml.safe_load(SURVIVORS.read_text(encoding="utf-8")) if SURVIVORS.exists() else {}
-    alive, unexplained = 0, 0
-    for number, mutant in enumerate(changes, start=1):
-        if sys.stderr.isatty():
-            print(f"\r{number}/{len(changes)} ", end="", file=sys.stderr)
-        if runner.survives(mutant):
-            alive += 1
-            reason = explanation(file, mutant, known or {})
-            unexplained += reason is None
-            mark = "explained" if reason else "SURVIVES "
-            print(f"{mark} {file}:{mutant.line}: {mutant.text}\n    {mutant.change}", flush=True)
-    share = alive / max(len(changes), 1)
-    print(
-        f"{file}: {len(changes)} changes, {alive} survive ({share:.1%}), {unexplained} unexplained",
-        flush=True,
-    )
-    return bool(unexplained) or share > LIMIT
+def record(file: Path, places: int, tried: int, alive: int, unexplained: int) -> None:
+    """Enter a file's counts in the table of the record, in place of older ones."""
+    text = RECORD.read_text(encoding="utf-8")
+    head, bar, table = text.partition("| --- |")
+    rule, *rows = table.splitlines()
+    kept = {row.split("|")[1].strip(): row for row in rows}
+    counts = (places, tried, tried - alive, alive - unexplained, unexplained)
+    kept[f"`{file}`"] = f"| `{file}` | {' | '.join(map(str, counts))} |"
+    lines = [head + bar + rule, *(kept[name] for name in sorted(kept))]
+    RECORD.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -316,17 +388,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--tests", nargs="+", help="what guards the files")
     parser.add_argument("--lines", help="change these lines alone, such as 20-60")
-    parser.add_argument(
-        "--part", type=lambda t: tuple(map(int, t.split("/"))), default=(0, 1), metavar="I/N",
-        help="change every Nth place alone, from the Ith on",
-    )  # fmt: skip
+    parser.add_argument("--sample", type=int, metavar="N", help="change N places of a file")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw of the sample")
+    parser.add_argument("--record", action="store_true", help="enter counts in docs/mutations.md")
     options = parser.parse_args(arguments)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     import torch
 
     torch.set_num_threads(1)
-    failed = [report(file, options) for file in options.files]
-    return int(any(failed))
+    session = Session(options)
+    tests = {CONFORMANCE: None}
+    for file in options.files:
+        tests.update(dict.fromkeys(session.guards(file).functions))
+    code = pytest.main([*QUIET, *tests], plugins=[session])
+    return int(session.failed or code not in (0, 5))
 
 
 if __name__ == "__main__":

@@ -192,6 +192,8 @@ def test_specdec_pps_file_may_name_the_shared_block_once(tmp_path) -> None:
         "model.3.bias",
     }
     kept = {key: t for key, t in tensors.items() if not key.startswith(("model.0", "model.2"))}
+    filled = head.remap_state_dict(kept)
+    assert filled.keys() == tensors.keys() and all(filled[k].equal(t) for k, t in tensors.items())
     config = {"hidden_size": WIDTH, "num_layers": 3}
     folder = written(tmp_path, "pytorch_model.bin", kept, config)
     loaded = head_for((AcceptanceHead,), AcceptanceHead.for_target, folder, make_model("llama"))

@@ -154,7 +154,7 @@ def test_mistakes_are_one_line():
 def test_decoders_of_the_library(name):
     torch.manual_seed(0)
     model = zoo.create_model(name, backbone="efficientvmamba_tiny", num_classes=5, **TINY).eval()
-    assert model(torch.randn(1, 3, 64, 96)).shape == (1, 5, 64, 96)
+    assert model(torch.randn(1, 3, 64, 96)).shape == (1, 5, 64, 96) and model.stride == 32
     with pytest.raises(ZooError, match="cannot be built on 'vim_tiny'"):
         zoo.create_model(name, backbone="vim_tiny", num_classes=5)
     with pytest.raises(ZooError, match="there is no backbone 'vmmba'"):
