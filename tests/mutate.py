@@ -8,10 +8,10 @@ with many places ``--sample N`` changes N, drawn with ``--seed``; ``--record`` e
 ``docs/mutations.md``.
 
 The tests of ``zoo/models/<family>/<system>.py`` are ``tests/models/<family>/<system>.yaml``,
-``test_<system>.py`` beside it (if there is none, the folder's tests that bear no file's name), and
-the system's part of the conformance suite. What several systems
-share is guarded by all files of fingerprints and the test file at the same path below ``tests/``.
-``--tests PATH ...`` names others, YAML or Python, perhaps with ``::test``.
+``test_<system>.py`` beside it, the folder's tests that bear no file's name, and the system's part
+of the conformance suite. What several systems share is guarded by all files of fingerprints that
+reach it and the test files at the same path below ``tests/``. ``--tests PATH ...`` names others,
+YAML or Python, perhaps with ``::test``.
 
 One process imports everything and collects the tests once for all files; each change runs in a
 fork of it, where :mod:`tests.patching` gives the functions their changed code. Nothing on the disk
@@ -86,13 +86,9 @@ def guards(file: Path) -> Guards:
     """The guards of a source file by its place."""
     inner = file.relative_to("zoo")
     beside, name = Path("tests") / inner.parent, inner.stem.lstrip("_")
+    stems = {path.stem.lstrip("_") for path in file.parent.glob("*.py")} - {name}
     tests = sorted(beside.glob("test_*.py"))
-    if (beside / f"test_{name}.py").exists():
-        tests = [beside / f"test_{name}.py"]
-    else:  # those that are about no other file
-        stems = {path.stem.lstrip("_") for path in file.parent.glob("*.py")}
-        tests = [test for test in tests if test.stem.removeprefix("test_") not in stems]
-    functions = [str(test) for test in tests]
+    functions = [str(t) for t in tests if t.stem.removeprefix("test_") not in stems]
     for own in (beside / f"{inner.stem}.yaml", beside / f"{name}.yaml"):
         if own.exists():
             models = [e.name for e in catalogue().values() if e.module == module_of(file)]

@@ -67,6 +67,23 @@ def test_published_counts(name):
             assert cache.constant_size
 
 
+def test_the_hybrid_is_as_its_published_settings_say():
+    with torch.device("meta"):
+        config = zoo.create_model("mamba2attn_2_7b").config
+    assert config.attn_layer_idx == [9, 18, 27, 36, 45, 56]
+    assert config.attn_cfg == {
+        "causal": True, "d_conv": 4, "head_dim": 128, "num_heads": 30, "out_proj_bias": False,
+        "qkv_proj_bias": False, "rotary_emb_dim": 64,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_overrides_win(name):
+    with torch.device("meta"):
+        config = zoo.create_model(name, d_model=64, n_layer=1, vocab_size=50).config
+    assert (config.d_model, config.n_layer, config.vocab_size) == (64, 1, 50)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_steps_equal_one_pass(kind):
     model = small(kind)
