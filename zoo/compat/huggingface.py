@@ -1,8 +1,8 @@
-"""The Mamba models of Hugging Face transformers, and how they choose their kernels.
+"""The Mamba and delta-rule models of Hugging Face transformers, and how they choose their kernels.
 
-Since 5.15, a model's file of transformers asks, when it is imported, for a function of mamba_ssm or
-causal_conv1d to put in the place of its own PyTorch code. That question is answered here, so that
-the code a model has for itself stays at hand:
+Since 5.15, a model's file of transformers asks, when it is imported, for a function of mamba_ssm,
+causal_conv1d or fla to put in the place of its own PyTorch code. That question is answered here, so
+that the code a model has for itself stays at hand:
 
 - A function that runs a whole block takes the weights of the block's projections and does not call
   them. Adapters, hooks and quantised layers would be passed by, and Falcon-Mamba norms its step
@@ -23,7 +23,7 @@ from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import Any
 
-from zoo.compat.stand_ins import is_ours
+from zoo.compat.stand_ins import has_gpu, is_ours
 from zoo.errors import ZooError
 
 log = logging.getLogger("zoo")
@@ -36,6 +36,8 @@ _QUESTION = "use_kernel_func_from_hub_with_fallback"
 FUNCTIONS = {
     "causal_conv1d_fn": "causal_conv1d.causal_conv1d_interface",
     "causal_conv1d_update": "causal_conv1d.causal_conv1d_interface",
+    "chunk_gated_delta_rule": "fla.ops.gated_delta_rule",
+    "fused_recurrent_gated_delta_rule": "fla.ops.gated_delta_rule",
     "mamba_chunk_scan_combined": "mamba_ssm.ops.triton.ssd_combined",
     "selective_scan_fn": "mamba_ssm.ops.selective_scan_interface",
     "selective_state_update": "mamba_ssm.ops.triton.selective_state_update",
@@ -52,6 +54,8 @@ CHOICES = {
     "mamba2_chunk_scan": ("mamba_chunk_scan_combined", "mamba_ssm"),
     "mamba2_selective_state_update": ("selective_state_update", "mamba_ssm"),
     "mamba2_split_conv1d_scan_combined": ("mamba_split_conv1d_scan_combined", "mamba_ssm"),
+    "torch_chunk_gated_delta_rule": ("chunk_gated_delta_rule", "fla"),
+    "torch_recurrent_gated_delta_rule": ("fused_recurrent_gated_delta_rule", "fla"),
 }
 _OLDEST = (5, 15)
 
@@ -112,8 +116,16 @@ def _answer(
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Their question: the name of a function -> what decorates a model's own version of it."""
     module = FUNCTIONS.get(name, "mamba_ssm" if name in FUSED else "")
-    if module.partition(".")[0] != package or not _runs_on_us(module):
+    if module.partition(".")[0] != package:
         return question(name, package, path)
+    if not _runs_on_us(module):
+        if package != "fla" or has_gpu():
+            return question(name, package, path)
+        # Its modules import one another, so that none is replaced; here only functions are wanted.
+        log.warning(
+            "zoo.compat: fla is installed, but there is no GPU: %s of transformers is ours", name
+        )
+        module = "zoo.compat.fla"
     ours = None if name in FUSED else getattr(import_module(module), name)
 
     def decorate(own: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""``mamba_ssm.ops.triton.layernorm_gated`` and ``k_activations``: gated norms in groups, SwiGLU."""
+"""Gated norms: ``mamba_ssm.ops.triton.layernorm_gated``, ``k_activations``, and fla's."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ from torch import Tensor, nn
 
 from zoo.errors import ZooError
 
-__all__ = ["LayerNorm", "RMSNorm", "layernorm_fn", "rms_norm_ref", "rmsnorm_fn", "swiglu"]
+__all__ = [
+    "FusedRMSNormGated",
+    "LayerNorm",
+    "RMSNorm",
+    "layernorm_fn",
+    "rms_norm_ref",
+    "rmsnorm_fn",
+    "swiglu",
+]
 
 
 def layernorm_fn(
@@ -134,3 +142,51 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor, z: Tensor | None = None) -> Tensor:
         """[..., D] to [..., D]."""
         return rmsnorm_fn(x, self.weight, None, z, self.eps, self.group_size, self.norm_before_gate)
+
+
+class FusedRMSNormGated(nn.Module):
+    """fla's ``norm(x) * activation(g)``.
+
+    Args:
+        hidden_size: D.
+        elementwise_affine: whether there is a weight.
+        eps: of the norm.
+        activation: "swish" (or "silu"), or "sigmoid".
+        device, dtype: of the weight.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        elementwise_affine: bool = True,
+        eps: float = 1e-5,
+        activation: str = "swish",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if activation not in ("swish", "silu", "sigmoid"):
+            raise ZooError(f"activation must be 'swish', 'silu' or 'sigmoid', not '{activation}'")
+        self.hidden_size, self.eps, self.activation = hidden_size, eps, activation
+        weight = torch.ones(hidden_size, device=device, dtype=dtype)
+        self.weight: nn.Parameter | None
+        self.register_parameter("weight", nn.Parameter(weight) if elementwise_affine else None)
+        self.register_parameter("bias", None)
+
+    def forward(
+        self,
+        x: Tensor,
+        g: Tensor,
+        residual: Tensor | None = None,
+        prenorm: bool = False,
+        residual_in_fp32: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """[..., D] to [..., D] in the dtype of x; with ``prenorm`` also ``x + residual``."""
+        total = x.float() if residual is None else x.float() + residual.float()
+        gate = torch.sigmoid(g.float()) if self.activation == "sigmoid" else F.silu(g.float())
+        weight = None if self.weight is None else self.weight.float()
+        out = (F.rms_norm(total, (self.hidden_size,), weight, self.eps) * gate).to(x.dtype)
+        if not prenorm:
+            return out
+        kept = x if residual is None else residual
+        return out, total.to(torch.float32 if residual_in_fp32 else kept.dtype)

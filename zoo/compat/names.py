@@ -10,6 +10,7 @@ _BLOCKS = "zoo.compat.blocks"
 _LM = "zoo.compat.mixer_seq_simple"
 _MAMBA3 = "zoo.compat.mamba3"
 _CHUNKS = "zoo.compat.ssd_chunks"
+_FLA = "zoo.compat.fla"
 
 #: Module of ours (after a colon, an object in it), and what of it: all public names if empty.
 Source = tuple[str, tuple[str, ...]]
@@ -120,6 +121,27 @@ MODULES: dict[str, tuple[Source, ...]] = {
         (f"{_KERNELS}:selective_scan_cuda_core", _SCAN_CUDA),
     ),
     "causal_conv1d_cuda": ((f"{_KERNELS}:causal_conv1d_cuda", _CONV_CUDA),),
+    "fla": (),
+    "fla.modules": (("zoo.compat.layernorm_gated", ("FusedRMSNormGated",)),),
+    "fla.ops": ((_FLA, ()),),
+    "fla.ops.delta_rule": ((_FLA, ("chunk_delta_rule", "fused_recurrent_delta_rule")),),
+    "fla.ops.gated_delta_rule": (
+        (
+            _FLA,
+            (
+                "chunk_gated_delta_rule",
+                "chunk_gdn",
+                "fused_recurrent_gated_delta_rule",
+                "fused_recurrent_gdn",
+            ),
+        ),
+    ),
+    "fla.ops.linear_attn": (
+        (_FLA, ("chunk_linear_attn", "fused_chunk_linear_attn", "fused_recurrent_linear_attn")),
+    ),
+    "fla.ops.simple_gla": (
+        (_FLA, ("chunk_simple_gla", "fused_chunk_simple_gla", "fused_recurrent_simple_gla")),
+    ),
 }
 
 #: The packages, and the versions whose interfaces these are.
@@ -132,6 +154,7 @@ PACKAGES = {
     "selective_scan_vmamba": "0.0.2+zoo",
     "selective_scan_vmamba_pt202": "0.0.2+zoo",
     "causal_conv1d_cuda": "1.7.0+zoo",
+    "fla": "0.5.2+zoo",
 }
 
 #: What of them needs a GPU: kernels, what calls them, and a loop that measures by CUDA events.
