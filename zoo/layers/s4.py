@@ -81,7 +81,8 @@ class SSMConv(nn.Module):
         activation: after the convolution; "glu" takes two channels for each.
         dropout, tie_dropout: see :func:`dropout_of`.
         drop_kernel: dropout of the kernel's values.
-        mode: kernel, see ``KERNELS``.
+        mode: kernel, see ``KERNELS``, or its class.
+        skip: D u is added.
         kernel_args: of the kernel.
 
     Raises:
@@ -99,20 +100,20 @@ class SSMConv(nn.Module):
         dropout: float = 0.0,
         tie_dropout: bool = False,
         drop_kernel: float = 0.0,
-        mode: str = "dplr",
+        mode: str | type[DiagonalKernel] = "dplr",
+        skip: bool = True,
         **kernel_args: Any,
     ) -> None:
         super().__init__()
-        if mode not in KERNELS:
+        if isinstance(mode, str) and mode not in KERNELS:
             raise ZooError(f"mode is one of {', '.join(KERNELS)}, not '{mode}'")
         self.l_max, self.bidirectional, self.swap_channels = l_max, bidirectional, swap_channels
         self.d_output = d_model * channels
         channels *= 2 if activation == "glu" else 1
         self.activation = activation_of(activation)
-        self.D = nn.Parameter(torch.randn(channels, d_model))
-        self.kernel = KERNELS[mode](
-            d_model, channels * (2 if bidirectional else 1), l_max, **kernel_args
-        )
+        self.D = nn.Parameter(torch.randn(channels, d_model)) if skip else None
+        kernel = KERNELS[mode] if isinstance(mode, str) else mode
+        self.kernel = kernel(d_model, channels * (2 if bidirectional else 1), l_max, **kernel_args)
         self.drop = dropout_of(dropout, tie_dropout)
         self.drop_kernel = dropout_of(drop_kernel, False)
 
@@ -147,7 +148,8 @@ class SSMConv(nn.Module):
             ahead = K[K.shape[0] // 2 :]
             K = F.pad(K[: K.shape[0] // 2], (0, length)) + F.pad(ahead.flip(-1), (length, 0))
         y = long_convolution(u, self.drop_kernel(K), 2 * length)  # [B, C, H, L]
-        y = y + at_least_fp32(u)[:, None] * self.D[..., None]
+        if self.D is not None:
+            y = y + at_least_fp32(u)[:, None] * self.D[..., None]
         if state is not None and K_state is not None:
             y = y + K_state
             state.ssm = state.recurrence.advance(state.ssm, at_least_fp32(u))
@@ -161,7 +163,8 @@ class SSMConv(nn.Module):
     def _step(self, x: Tensor, state: SSMState) -> Tensor:
         u = at_least_fp32(x[:, 0])
         y, state.ssm = state.recurrence.step(state.ssm, u)  # [B, C, H]
-        return self.activation(self._channels(y + u[:, None] * self.D).to(x.dtype))[:, None]
+        y = y if self.D is None else y + u[:, None] * self.D
+        return self.activation(self._channels(y).to(x.dtype))[:, None]
 
     def allocate_state(
         self, batch_size: int, mode: str | None = None, rate: float = 1.0

@@ -181,6 +181,10 @@ class DiagonalKernel(nn.Module):
         x = at_least_fp32(x)
         return x if self.is_real else torch.view_as_complex(x.contiguous())
 
+    def _input(self) -> Tensor:
+        """B ``[1, H, N]``."""
+        return self._complex(self.B).repeat(1, self.repeat, 1)
+
     def continuous(self, rate: float = 1.0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """dt ``[H, 1 or N]``, A ``[H, N]``, B ``[1, H, N]`` and C ``[C, H, N]``.
 
@@ -193,8 +197,7 @@ class DiagonalKernel(nn.Module):
         inv_dt = at_least_fp32(self.inv_dt)
         dt = transformed(inv_dt.sinh() if self.dt_fast else inv_dt, self.dt_transform) * rate
         A = A.repeat(self.repeat, 1)
-        B = self._complex(self.B).repeat(1, self.repeat, 1)
-        C = self._complex(self.C)
+        B, C = self._input(), self._complex(self.C)
         if self.bandlimit is not None and not self.is_real:
             C = C * (dt / rate * A.imag.abs() / (2 * math.pi) < self.bandlimit / 2)
         return dt, A, B, C

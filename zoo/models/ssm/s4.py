@@ -44,6 +44,7 @@ class S4(SequenceModel):
         norm, prenorm: "layer" or "batch", before the layers or after the sums.
         dropout, tie_dropout: after layers and inside them; tied: of whole features.
         bidirectional: a second kernel looks ahead.
+        residual: layers are added to their inputs.
         decoder: "pool", the mean of all steps, or "last".
         paired: whether two sequences are compared.
         l_max: longest input; None for no bound.
@@ -64,6 +65,7 @@ class S4(SequenceModel):
         dropout: float = 0.0,
         tie_dropout: bool = True,
         bidirectional: bool = True,
+        residual: bool = True,
         decoder: str = "pool",
         paired: bool = False,
         l_max: int | None = None,
@@ -76,7 +78,9 @@ class S4(SequenceModel):
             | {"dropout": dropout, "tie_dropout": tie_dropout}
             | layer
         )
-        backbone = Backbone(d_model, n_layers, [make], norm, prenorm, dropout, tie_dropout)
+        backbone = Backbone(
+            d_model, n_layers, [make], norm, prenorm, dropout, tie_dropout, residual
+        )
         super().__init__(backbone, d_model, num_classes, d_input, vocab_size, decoder, paired)
 
 
