@@ -66,7 +66,8 @@ def library(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def runs(library) -> Iterator[dict[str, subprocess.Popen]]:
     """The tests in both orders of the threads of a block, side by side."""
-    tests = [str(EMULATION.with_name(name)) for name in ("test_cuda.py", "test_cuda_tree.py")]
+    tests = [str(path) for path in sorted(EMULATION.parent.glob("test_cuda*.py"))
+             if path.name not in ("test_cuda_emulated.py", "test_cuda_large.py")]  # fmt: skip
     running = {}
     for order in ORDERS:
         environment = os.environ | {

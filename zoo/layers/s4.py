@@ -12,6 +12,7 @@ from zoo.errors import ZooError
 from zoo.layers.precision import at_least_fp32
 from zoo.layers.ssm_kernel import DiagonalKernel, NPLRKernel
 from zoo.layers.ssm_recurrence import SSMState
+from zoo.ops import fft_conv
 
 #: Kernels by the names of S4's code.
 KERNELS = {
@@ -59,14 +60,6 @@ def dropout_of(p: float, tie: bool) -> nn.Module:
     if not 0 <= p < 1:
         raise ZooError(f"dropout is at least 0 and below 1, got {p}")
     return nn.Identity() if p == 0 else TiedDropout(p) if tie else nn.Dropout(p)
-
-
-def long_convolution(u: Tensor, K: Tensor, size: int) -> Tensor:
-    """Circular convolution of ``[B, H, L]`` with ``[C, H, n]`` over ``size`` points, of which the
-    first L: ``[B, C, H, L]``, by Fourier transforms in at least float32."""
-    u_f = torch.fft.rfft(at_least_fp32(u), n=size)
-    K_f = torch.fft.rfft(at_least_fp32(K), n=size)
-    return torch.fft.irfft(u_f[:, None] * K_f, n=size)[..., : u.shape[-1]]
 
 
 class SSMConv(nn.Module):
@@ -139,20 +132,18 @@ class SSMConv(nn.Module):
             )
         if state is not None and length == 1 and not torch.is_grad_enabled():
             return self._step(x, state)
-        u = x.transpose(1, 2)  # [B, H, L]
+        u = at_least_fp32(x.transpose(1, 2))  # [B, H, L]
         before = None if state is None else state.recurrence.natural(state.ssm)
         K, K_state = self.kernel(length, rate, before)
+        K, ahead = self.drop_kernel(K), None
         if self.bidirectional:
             if state is not None:
                 raise ZooError("a convolution in both directions has no state: it sees the end")
-            ahead = K[K.shape[0] // 2 :]
-            K = F.pad(K[: K.shape[0] // 2], (0, length)) + F.pad(ahead.flip(-1), (length, 0))
-        y = long_convolution(u, self.drop_kernel(K), 2 * length)  # [B, C, H, L]
-        if self.D is not None:
-            y = y + at_least_fp32(u)[:, None] * self.D[..., None]
+            K, ahead = K.chunk(2)
+        y = fft_conv(u, K, self.D, k_future=ahead)  # [B, C, H, L]
         if state is not None and K_state is not None:
             y = y + K_state
-            state.ssm = state.recurrence.advance(state.ssm, at_least_fp32(u))
+            state.ssm = state.recurrence.advance(state.ssm, u)
         y = self._channels(y).transpose(1, 2).to(x.dtype)  # [B, L, C H]
         return self.activation(self.drop(y))
 

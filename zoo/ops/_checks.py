@@ -48,6 +48,13 @@ class Arguments:
             f"{name} must be float32, bfloat16, float16 or float64, got {t.dtype}",
         )
 
+    def is_single_or_double(self, name: str, t: Tensor) -> None:
+        """A dtype that is computed in as it is, for kernels that know no other."""
+        self.that(
+            t.dtype in (torch.float32, torch.float64),
+            f"{name} must be float32 or float64, got {t.dtype}",
+        )
+
     def has_dims(self, name: str, t: Tensor, dims: str) -> None:
         """As many dimensions as there are words in ``dims``."""
         expected = dims.split()

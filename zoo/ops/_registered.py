@@ -228,10 +228,7 @@ def ssd_backward(
 
 def _pairs(op: str, name: str, main: Tensor, dims: str) -> Arguments:
     given = Arguments(op, name, main)
-    given.that(
-        main.dtype in (torch.float32, torch.float64),
-        f"{name} must be float32 or float64, got {main.dtype}",
-    )
+    given.is_single_or_double(name, main)
     given.has_dims(name, main, dims)
     given.plain(name, main, (*[None] * (main.dim() - 1), 2), main.dtype)
     return given
@@ -276,12 +273,9 @@ _DELTA_SPAN = 32  # kDeltaSpan
 
 
 def _accumulator(op: str, name: str, main: Tensor) -> Arguments:
-    """For kernels that know float32 and float64 alone."""
+    """For kernels that know float32 and float64 alone, of contiguous tensors."""
     given = Arguments(op, name, main)
-    given.that(
-        main.dtype in (torch.float32, torch.float64),
-        f"{name} must be float32 or float64, got {main.dtype}",
-    )
+    given.is_single_or_double(name, main)
     given.plain(name, main, main.shape, main.dtype)
     return given
 
@@ -365,10 +359,7 @@ def recurrent_cell_backward(
 def _diagonal_scan(op: str, name: str, b: Tensor, tensors: Sequence[Any], pairs: bool) -> Arguments:
     a, initial_state, reset = tensors
     given = Arguments(op, name, b)
-    given.that(
-        b.dtype in (torch.float32, torch.float64),
-        f"{name} is {b.dtype} {list(b.shape)}, expected float32 or float64",
-    )
+    given.is_single_or_double(name, b)
     given.has_dims(name, b, "batch length width")
     given.not_empty(name, b, 1, 2)
     batch, length, width = b.shape

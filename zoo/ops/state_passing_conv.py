@@ -7,6 +7,7 @@ from torch import Tensor
 
 from zoo.errors import ZooError
 from zoo.ops.fft_conv import fft_conv
+from zoo.ops.vandermonde_kernel import vandermonde_kernel, vandermonde_transpose
 
 
 def state_passing_conv(
@@ -28,7 +29,8 @@ def state_passing_conv(
 
     is a convolution inside each part of ``chunk`` steps; what came before enters through the state
     alone: :math:`y = M_{xy} x + k * u + D u` and :math:`x' = A^n x + M_{ux} u`. Transforms and
-    kernel have the size of a part, whatever the length.
+    kernel have the size of a part, whatever the length, and no powers of all modes are kept
+    (:func:`vandermonde_kernel`).
 
     Args:
         u: input [batch, H, L], float32, bfloat16, float16 or float64.
@@ -47,19 +49,16 @@ def state_passing_conv(
     """
     batch, length = _check(u, log_A, B, C, initial_state, chunk)
     state = log_A.new_zeros(batch, *log_A.shape) if initial_state is None else initial_state
-    # one of A, A^2, ..., A^chunk for each step of a part
-    steps = torch.arange(1, min(chunk, length) + 1, device=u.device)
-    powers = torch.exp(log_A[..., None] * steps)  # [H, N, n]
-    before = torch.cat([torch.ones_like(powers[..., :1]), powers[..., :-1]], dim=-1)  # from A^0 on
-    k = 2 * torch.einsum("hn,hnl->hl", B * C, before).real
+    after_one = C * torch.exp(log_A)  # what the state says a step later
+    k = vandermonde_kernel(B * C, log_A, min(chunk, length))
     outputs = []
     for part in u.split(chunk, dim=-1):
         n = part.shape[-1]
         y = fft_conv(part, k[:, :n], D).to(k.dtype)
-        y = y + 2 * torch.einsum("bhn,hn,hnl->bhl", state, C, powers[..., :n]).real
+        y = y + vandermonde_kernel(state * after_one, log_A, n)
         outputs.append(y.to(u.dtype))
-        inputs = torch.einsum("bhl,hnl->bhn", part.to(powers.dtype), before[..., :n].flip(-1))
-        state = powers[..., n - 1] * state + B * inputs
+        inputs = vandermonde_transpose(part.to(k.dtype).flip(-1), log_A)  # [batch, H, N]
+        state = torch.exp(log_A * n) * state + B * inputs
     return torch.cat(outputs, dim=-1), state
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from zoo.errors import ZooError, check_choice
 from zoo.layers.cache import LayerState
 from zoo.layers.precision import at_least_fp32
-from zoo.ops import fft_conv
+from zoo.ops import fft_conv, vandermonde_kernel
 
 
 def correlate(C: Tensor, B: Tensor) -> Tensor:
@@ -115,8 +115,7 @@ class DiagonalKernel(nn.Module):
     def forward(self, L: int) -> Tensor:
         """The answer to an impulse ``[H, L]``."""
         log_A, B, C = self.discrete()
-        steps = torch.arange(L, device=log_A.device)
-        return 2 * torch.einsum("hn,hnl->hl", B * C, (log_A[..., None] * steps).exp()).real
+        return vandermonde_kernel(B * C, log_A, L)
 
 
 class Kernel(nn.Module):

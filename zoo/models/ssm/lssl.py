@@ -21,11 +21,12 @@ from torch import Tensor, nn
 
 from zoo.errors import ZooError
 from zoo.layers.precision import at_least_fp32
-from zoo.layers.s4 import activation_of, dropout_of, long_convolution
+from zoo.layers.s4 import activation_of, dropout_of
 from zoo.layers.ssm_recurrence import DenseRecurrence, SSMState, krylov
 from zoo.models.registry import register_model
 from zoo.models.ssm._backbone import Backbone, SequenceModel, rename_outer
 from zoo.models.ssm._transitions import make_transition
+from zoo.ops import fft_conv
 
 #: Constants that the authors' code keeps among the weights.
 CONSTANTS = ("transition.I", "transition.ones", "transition.arange", "transition.e")
@@ -153,7 +154,7 @@ class LSSLLayer(nn.Module):
             out = torch.stack(y, -1)  # [B, M, H, L]
         else:
             K = self.kernel(x.shape[1], rate)
-            out = long_convolution(u, K, 2 * x.shape[1]) + D[..., None] * u[:, None]
+            out = fft_conv(u, K, D)  # [B, M, H, L]
         out = out.permute(0, 3, 2, 1)  # [B, L, H, M]
         out = out if self.E is None else out + self.E
         return self.output_linear(self.drop(self.activate(out)).flatten(2).to(x.dtype))

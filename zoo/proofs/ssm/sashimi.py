@@ -21,6 +21,8 @@ from zoo.plots.proofs import Axes, Curve
 from zoo.proofs.base import Measured, Measurement
 
 DRAWS, STATES = 500, 32
+#: Of HiPPO's matrix, as in S4.
+HIPPO_STATES = 64
 REAL_PARTS = Axes("Rightmost eigenvalue near HiPPO's matrix", "share of the draws", "real part")
 TIMES = Axes("Time for one more sample", "sound before it, s", "seconds", log="xy")
 LEARNING = Axes("Bits of unheard notes", "updates", "bits a sample")
@@ -32,7 +34,8 @@ class Stability(Measurement):
     """Draws parameters of S4 and looks for eigenvalues in the right half-plane.
 
     Measures ``unstable``, the share of random draws that have one, and ``unstable_near_hippo``,
-    that of HiPPO's own parameters with 30 % of noise.
+    that of HiPPO's own parameters, each times one plus 30 % of noise: real noise for real and
+    imaginary parts of the eigenvalues, complex for P and Q.
 
     Args:
         tied: whether Q is P.
@@ -48,11 +51,11 @@ class Stability(Measurement):
         imaginary = random.normal(size=(DRAWS, STATES)) * STATES
         P, Q = (_complex(random, (DRAWS, STATES)) for _ in range(2))
         anywhere = self._rightmost(real + 1j * imaginary, P, Q)
-        w, p = _hippo(STATES)
-        noise = 1 + MOVED * random.normal(size=(4, DRAWS, STATES))
-        near = self._rightmost(
-            w.real * np.abs(noise[0]) + 1j * w.imag * noise[1], p * noise[2], p * noise[3]
-        )
+        w, p = _hippo(HIPPO_STATES)
+        noise = 1 + MOVED * random.normal(size=(2, DRAWS, HIPPO_STATES))
+        turned = random.normal(size=(2, 2, DRAWS, HIPPO_STATES))
+        P, Q = p * (1 + MOVED * (turned[0] + 1j * turned[1]))
+        near = self._rightmost(w.real * np.abs(noise[0]) + 1j * w.imag * noise[1], P, Q)
         shares = np.linspace(0, 1, 51)
         values = {
             "unstable": float((anywhere > 0).mean()),
@@ -63,7 +66,7 @@ class Stability(Measurement):
     def _rightmost(self, w: np.ndarray, P: np.ndarray, Q: np.ndarray) -> np.ndarray:
         """Largest real part of each matrix [draws]."""
         other = P if self.tied else Q
-        A = np.eye(STATES) * w[:, None] - P[:, :, None] * other.conj()[:, None]
+        A = np.eye(w.shape[-1]) * w[:, None] - P[:, :, None] * other.conj()[:, None]
         return np.linalg.eigvals(A).real.max(1)
 
 
