@@ -169,6 +169,10 @@ TINY: dict[str, tuple[str, tuple[str, ...]]] = {
     "TokenHeadTraining": ("decoding/hydra/small", _UNITS),
     "AdapterTraining": ("decoding/kangaroo/small", _UNITS),
     "PromptTokenTraining": ("decoding/ppd/small", _UNITS),
+    "HiddenTransferTraining": (
+        "decoding/hidden_transfer/small",
+        (*_UNITS, "--model.init_args.head_args={layers: [1, 1, 2]}"),
+    ),
     "AcceptanceTraining": ("decoding/specdec_pp/small", (*_UNITS, _SMALL_DRAFT)),
     "DraftModelTraining": ("decoding/spectr/small", (*_UNITS, _SMALL_DRAFT)),
     "VisualQuestionAnswering": (

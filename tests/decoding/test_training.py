@@ -24,6 +24,7 @@ from zoo.tasks.base import OptimizerSettings, ScheduleSettings
 from zoo.tasks.decoding._decoding_test import DecodingTest
 from zoo.tasks.decoding.draft_heads import AdapterTraining, TokenHeadTraining
 from zoo.tasks.decoding.draft_models import AcceptanceTraining, DraftModelTraining
+from zoo.tasks.decoding.hidden_transfer import HiddenTransferTraining
 from zoo.tasks.decoding.prompt_tokens import PromptTokenTraining
 from zoo.tasks.language.language_modeling import LanguageModeling
 
@@ -76,6 +77,9 @@ TASKS = {
     ),
     "kangaroo": lambda **k: AdapterTraining("base_lm_small", 1, **k),
     "ppd": lambda **k: PromptTokenTraining("base_lm_small", {"num_special_tokens": 2}, cuts=3, **k),
+    "hidden_transfer": lambda **k: HiddenTransferTraining(
+        "base_lm_small", {"layers": [1, 2], "bias": True}, state_weight=0.1, cuts=3, **k
+    ),
     "specdec_pp": lambda **k: AcceptanceTraining("base_lm_small", "base_lm_draft", DRAFT, **k),
     "spectr": lambda **k: DraftModelTraining("base_lm_small", "base_lm_draft", DRAFT, **k),
 }

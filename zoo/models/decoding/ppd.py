@@ -12,7 +12,7 @@ tuning, which no published adapter uses, is left out.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from transformers.cache_utils import DynamicCache
 
 from zoo.errors import ZooError
 from zoo.models.decoding._protocol import output_rows
+from zoo.models.decoding._slots import Ahead, added_mask, by_layer
 from zoo.models.decoding._virtual_tokens import virtual_tokens
 from zoo.models.language._protocol import text_config
 from zoo.models.language._split_decoder import cache_name
@@ -27,18 +28,6 @@ from zoo.models.registry import register_model
 
 ATTENTION = ("decoder", "encoder", "ensemble")
 AGGREGATION = ("mean", "weighted", "adaptive_weighted")
-
-
-class Ahead(NamedTuple):
-    """What a language model says along texts, and what its prompt tokens say behind cuts.
-
-    Attributes:
-        logits: ``[B, T, V]``, of the token that follows each.
-        slots: ``[B, C, m, V]``; slot k (from 0) of a cut after token p is about token p + 2 + k.
-    """
-
-    logits: Tensor
-    slots: Tensor
 
 
 class PromptTokens(nn.Module):
@@ -274,35 +263,6 @@ class PromptTokens(nn.Module):
     def remap_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """Keys of the authors' adapter are ours; the language model's own are left out."""
         return {k: t for k, t in state_dict.items() if not k.startswith("base_model.")}
-
-
-def added_mask(allowed: Tensor, target: nn.Module) -> Tensor:
-    """A mask of booleans as one that is added to the scores of a language model."""
-    dtype = target.get_input_embeddings().weight.dtype
-    zeros = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
-    return zeros.masked_fill(~allowed, torch.finfo(dtype).min)
-
-
-def by_layer(
-    target: nn.Module, masks: Tensor, positions: Tensor, keys: Tensor
-) -> Tensor | dict[str, Tensor]:
-    """Masks ``[B, n, S]`` as a language model takes them, by kinds of layers if it has several.
-
-    Args:
-        positions: int64 ``[B, n]`` of the tokens, and ``keys`` ``[B, S]`` of what they may see.
-    """
-    config = text_config(target)
-    window = getattr(config, "sliding_window", None)
-    kinds = set(getattr(config, "layer_types", None) or [])
-    kinds = kinds or {"sliding_attention" if window else "full_attention"}
-    made = {}
-    for kind in kinds:
-        near = masks
-        if kind == "sliding_attention":
-            inside = positions[..., None] - keys[:, None] < window
-            near = torch.minimum(masks, added_mask(inside, target))
-        made[kind] = near[:, None]
-    return made if len(made) > 1 else made.popitem()[1]
 
 
 @register_model(source="hf://hmarkc/ppd-vicuna-7b-v1.3", parameters=12_288)
