@@ -15,6 +15,7 @@ _EXPORTS = {
     "create_model": "zoo.models.registry",
     "list_models": "zoo.models.registry",
     "model_info": "zoo.models.registry",
+    "create_layer": "zoo.models.ssm.mamba360",
     "load_pretrained": "zoo.checkpoints",
 }
 

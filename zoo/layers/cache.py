@@ -122,6 +122,41 @@ class CellState(LayerState):
         RecurrentState.truncate(self, length)  # type: ignore[arg-type]
 
 
+class TensorState(LayerState):
+    """What a layer of one kind of memory, or of several, keeps.
+
+    Attributes:
+        parts: tensors, the first dimension of each the batch.
+    """
+
+    constant_size = True
+
+    def __init__(self, *parts: Tensor) -> None:
+        self.parts = parts
+
+    def tensors(self) -> list[Tensor]:
+        """The parts."""
+        return [*self.parts]
+
+    def clone(self) -> TensorState:
+        """A copy that shares no memory."""
+        return TensorState(*(part.clone() for part in self.parts))
+
+    def select(self, rows: Sequence[int]) -> TensorState:
+        """A copy of these sequences."""
+        index = _index(rows, self.parts[0].device)
+        return TensorState(*(part[index] for part in self.parts))
+
+    @classmethod
+    def stack(cls, states: Sequence[TensorState]) -> TensorState:
+        """One batch after the other."""
+        return cls(*(torch.cat(parts) for parts in zip(*(s.parts for s in states), strict=True)))
+
+    def truncate(self, length: int) -> None:
+        """Always an error, as for :class:`RecurrentState`."""
+        RecurrentState.truncate(self, length)  # type: ignore[arg-type]
+
+
 class KeyValues(LayerState):
     """Keys and values of one attention layer; it grows with the sequence.
 

@@ -202,7 +202,9 @@ class DiagonalKernel(nn.Module):
             C = C * (dt / rate * A.imag.abs() / (2 * math.pi) < self.bandlimit / 2)
         return dt, A, B, C
 
-    def _discrete(self, rate: float, length: int | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def discrete(
+        self, rate: float = 1.0, length: int | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """log of A-bar, A-bar, B-bar ``[H, N]`` and C ``[C, H, N]``."""
         dt, A, B, C = self.continuous(rate)
         if self.is_real:
@@ -238,7 +240,7 @@ class DiagonalKernel(nn.Module):
         Raises:
             ZooError: if a state is given for "dss", whose kernel depends on the length.
         """
-        log_A, A_bar, B_bar, C = self._discrete(rate, L)
+        log_A, A_bar, B_bar, C = self.discrete(rate, L)
         K = vandermonde_kernel(C * B_bar, log_A, L)
         if state is None:
             return K, None
@@ -255,7 +257,7 @@ class DiagonalKernel(nn.Module):
         """
         if mode not in (None, "diagonal"):
             raise ZooError(f"a diagonal state space model steps in mode 'diagonal', not '{mode}'")
-        log_A, A_bar, B_bar, C = self._discrete(rate, self.l_max)
+        log_A, A_bar, B_bar, C = self.discrete(rate, self.l_max)
         check_stable(A_bar, "disc='dss'" if self.disc == "dss" else None)
         return DiagonalRecurrence(log_A, A_bar, B_bar, 2 * C)
 

@@ -302,7 +302,7 @@ def kernel_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]
     for module in model.modules():
         rates = getattr(module, "learning_rates", None)
         for name, lr in rates().items() if rates is not None else ():
-            parameter = getattr(module, name)
+            parameter = module.get_parameter(name)
             special.setdefault(lr, []).append(parameter)
             seen.add(id(parameter))
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in seen]

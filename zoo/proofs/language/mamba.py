@@ -54,17 +54,22 @@ class SelectiveCopying(SyntheticTask):
 
     Args:
         length, memorize, symbols: of the sequences.
+        fixed: the symbols stand at the beginning.
     """
 
-    def __init__(self, length: int = 32, memorize: int = 4, symbols: int = 8) -> None:
-        self.length, self.memorize = length, memorize
+    def __init__(
+        self, length: int = 32, memorize: int = 4, symbols: int = 8, fixed: bool = False
+    ) -> None:
+        self.length, self.memorize, self.fixed = length, memorize, fixed
         self.symbols = self.classes = FIRST_SYMBOL + symbols
         self.known = {"guess": 1 / symbols}
 
     def draw(self, count: int, generator: torch.Generator) -> Samples:
         """Tokens [B, L]; the last ``memorize`` places are asked."""
         symbols = self.symbols - FIRST_SYMBOL
-        tokens, data = selective_copying(count, self.length, self.memorize, symbols, generator)
+        tokens, data = selective_copying(
+            count, self.length, self.memorize, symbols, generator, self.fixed
+        )
         targets = torch.full_like(tokens, IGNORE)
         targets[:, self.length :] = data
         return Samples((tokens,), targets)
