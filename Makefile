@@ -1,6 +1,6 @@
 # make train: install everything into .venv and run the quickstart recipe.
 # make test:  install everything into .venv and run all checks, the tests side by side with one thread
-#             each (those of the kernels take all).
+#             each.
 # Both start from nothing but Python 3.10 or newer, a C++ compiler and a network.
 
 PYTHON ?= python3

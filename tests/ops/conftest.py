@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 
@@ -15,12 +13,3 @@ def cpu_variant(request, monkeypatch) -> str:
     """Each build of the CPU kernels in turn."""
     monkeypatch.setenv("ZOO_CPU_CAPABILITY", request.param)
     return request.param
-
-
-@pytest.fixture(scope="module", autouse=True)
-def all_threads():
-    """Kernels share out their work, also where each process of the suite has one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
-    yield
-    torch.set_num_threads(before)
