@@ -29,7 +29,7 @@ def test_results_are_those_of_one_thread(seed):
         answer = attempt(getattr(torch.ops.zoo, call.op), call.copy())
         assert not isinstance(answer, Exception), f"{call}: {answer}"
         found.append(answer)
-    (one, changed_by_one), (several, changed_by_several) = found
+    (one, written_by_one), (several, written_by_several) = found
     for name, a, b in zip(call.results(len(one)), several, one, strict=True):
         if name:
             check_equal(name, a, b, str(call))
