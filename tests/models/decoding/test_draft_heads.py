@@ -207,6 +207,12 @@ def test_heads_without_settings_are_the_papers() -> None:
         "d_model": WIDTH, "vocab_size": VOCAB, "num_heads": 5, "num_layers": 1
     }  # fmt: skip
     assert torch.equal(medusa.heads[4][-1].weight, target.lm_head.weight)
+    hydra = HydraHeads.for_target(target).config
+    assert hydra["num_heads"] == 4 and hydra["num_layers"] == 1 and hydra["dropout"] == 0
+    assert hydra["arch"] == "mlp" and hydra["grounded"]
+    # what the authors leave out of their file is False
+    assert not HydraHeads.for_target(target, {"hydra_head_arch": "mlp"}).config["grounded"]
+    assert HydraHeads.for_target(target, {"arch": "prefix-mlp"}).config["dropout"] == 0.2
     assert KangarooAdapter.for_target(target).config.exit_layer == 2
     acceptance = AcceptanceHead.for_target(target)
     assert acceptance.config == {"hidden_size": WIDTH, "num_layers": 3}
