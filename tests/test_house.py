@@ -202,3 +202,9 @@ def test_every_model_has_a_page_that_names_it():
         if not re.search(named, families.get(info.family, "")):
             missing.append(name)
     assert not missing
+
+
+def test_pages_keep_no_unfinished_merge():
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
+    marks = re.compile(r"^(<{7}|>{7}) ", re.MULTILINE)
+    assert not [page.name for page in pages if marks.search(page.read_text(encoding="utf-8"))]
