@@ -75,6 +75,16 @@ TASKS = {
     "eagle-attn": lambda **k: TokenHeadTraining(
         "base_lm_small", "eagle-attn", state_weight=0.1, **k
     ),
+    "clover": lambda **k: TokenHeadTraining(
+        "base_lm_small",
+        "clover",
+        {"num_heads": 2, "num_layers": 1, "own_outputs": 35},
+        teacher_weight=0.5,
+        **k,
+    ),
+    "clover2": lambda **k: TokenHeadTraining(
+        "base_lm_small", "clover2", {"num_heads": 2}, state_weight=0.1, decay=0.7, **k
+    ),
     "kangaroo": lambda **k: AdapterTraining("base_lm_small", 1, **k),
     "ppd": lambda **k: PromptTokenTraining("base_lm_small", {"num_special_tokens": 2}, cuts=3, **k),
     "hidden_transfer": lambda **k: HiddenTransferTraining(
@@ -97,7 +107,7 @@ def test_wrong_arguments_of_heads_are_said(head: str, wrong: dict) -> None:
 def test_target_and_head_learn_together(name: str, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path))
     pl.seed_everything(0, verbose=False)
-    method = "hydra" if name.endswith("attn") else name.rstrip("+")
+    method = "hydra" if name.endswith("attn") else name.rstrip("+2")
     task = TASKS[name](
         target_args=SHAPE,
         train_target=True,

@@ -77,7 +77,7 @@ def tiny(monkeypatch, tmp_path):
     def unit_lm(seed: int, layers: int = 2, **settings: Any) -> Path:
         return make(seed, **settings | {"layers": layers, "steps": 2, "width": 32})
 
-    decoding = ("hidden_transfer", "hydra", "kangaroo", "ppd", "specdec_pp", "spectr")
+    decoding = ("clover", "hidden_transfer", "hydra", "kangaroo", "ppd", "specdec_pp", "spectr")
     for module in (*decoding, "token_recycling"):
         monkeypatch.setattr(f"zoo.proofs.decoding.{module}.unit_lm", unit_lm)
     return tmp_path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from zoo.decoding.cache import TreeCache
 from zoo.decoding.tree import PADDING, ancestor_matrix
 from zoo.errors import ZooError
 from zoo.models.language._protocol import text_config
-from zoo.models.language._split_decoder import cache_name
+from zoo.models.language._split_decoder import cache_name, states_before_norm
 from zoo.ops.tree_attention import pack_ancestors
 
 
@@ -147,6 +148,7 @@ class AttentionSession(Session):
         self.attention = Attention(model, own)
         self.parents = torch.empty(batch_size, 0, dtype=torch.long, device=self.device)
         self._cache_name = cache_name(model.forward)
+        self._depth = getattr(text_config(model), "num_hidden_layers", None)
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     @property
@@ -224,19 +226,23 @@ class AttentionSession(Session):
     ) -> Scores:
         """Run the model on nodes that were placed."""
         self.count(positions.numel())
-        with self.attention.active():
+        before_norm = hidden is not None and hidden == self._depth
+        kept = states_before_norm(self.model) if before_norm else nullcontext([])
+        with self.attention.active(), kept as states:
             out = self.model(
                 **inputs,
                 position_ids=positions,
                 use_cache=True,
-                output_hidden_states=hidden is not None,
+                output_hidden_states=hidden is not None and not before_norm,
                 **{self._cache_name: self.cache},
                 **arguments,
             )
         if not hasattr(out, "logits"):
             return Scores(None, out.last_hidden_state)  # type: ignore[arg-type]
         out = self.of_tokens(out)
-        return Scores(out.logits, None if hidden is None else out.hidden_states[hidden])
+        if hidden is not None:
+            states = [states[0] if before_norm else out.hidden_states[hidden]]
+        return Scores(out.logits, states[0] if states else None)
 
     def commit(self, paths: Sequence[Sequence[int]]) -> None:
         """Keep one path of each sequence."""

@@ -76,8 +76,11 @@ TOKEN_RECYCLING_TREES = {
         "2 0 0 1",
     ),
 }
-TREES = MEDUSA_TREES | TOKEN_RECYCLING_TREES
+#: EAGLE-1's tree of 25 nodes, which Clover-2 takes over.
+EAGLE_TREES = {"eagle_25": ("4", "3 2 2 1", "3 2 2 1", "3", "2")}
+TREES = MEDUSA_TREES | TOKEN_RECYCLING_TREES | EAGLE_TREES
 MEDUSA = "mc_sim_7b_63"
+EAGLE = "eagle_25"
 #: PPD's trees by the number of guesses that the last accepted node had, as they are chosen at run
 #: time for passes of 105, 60 and 285 tokens, and the number of slots behind each node.
 PPD_TREES: dict[str, dict[int, tuple[tuple[str, ...], str]]] = {

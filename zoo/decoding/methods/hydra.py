@@ -5,7 +5,6 @@ Paper: Hydra: Sequentially-Dependent Draft Heads for Medusa Decoding (2024, arXi
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from zoo.decoding.heads import head_for
+from zoo.decoding.levels import LevelDrafter, static_draft
 from zoo.decoding.method import Method, Need, Run, register_method
 from zoo.decoding.session import AttentionSession, Scores
 from zoo.decoding.tree import Tree
@@ -89,26 +89,13 @@ class Hydra(Method):
     def start(self, run: Run, prompt: Scores) -> None:
         """Read the prompt's states."""
         kind = _Separate if isinstance(self.heads, HydraHeads) else _Recurrent
-        self._drafter: _Drafter = kind(self.heads, run)
+        self._drafter: LevelDrafter = kind(self.heads, run)
         counts = [len(sequence) - 1 for sequence in run.sequences]
         self._drafter.read([row[:n] for row, n in zip(prompt.hidden, counts, strict=True)])
 
     def propose(self, run: Run) -> Draft:
-        """Depth by depth: one head call for all nodes that have children."""
-        tree = self.tree
-        tokens = torch.zeros(len(run.roots), len(tree), dtype=torch.long, device=run.target.device)
-        tokens[:, 0] = torch.tensor(run.roots, device=tokens.device)
-        logits, expanded = self._drafter.root(), [0]
-        for depth, nodes in enumerate(tree.levels):
-            best = logits.topk(max(tree.ranks[node] for node in nodes) + 1, dim=-1).indices
-            parents = [expanded.index(tree.parents[node]) for node in nodes]
-            tokens[:, list(nodes)] = best[:, parents, [tree.ranks[node] for node in nodes]]
-            if depth + 1 == len(tree.levels):
-                break
-            expanded = [node for node in nodes if tree.children[node]]
-            above = [parents[nodes.index(node)] for node in expanded]
-            logits = self._drafter.deeper(tokens[:, expanded], above)
-        return Draft([tree] * len(tokens), tokens)
+        """Depth by depth."""
+        return static_draft(run, self._drafter, self.tree)
 
     def update(self, run: Run, draft: Draft, scores: Scores, verdicts: Sequence[Verdict]) -> None:
         """Go on from the states of the accepted nodes."""
@@ -117,39 +104,10 @@ class Hydra(Method):
 
     def select(self, run: Run, rows: Sequence[int]) -> None:
         """Keep the states of these sequences."""
-        self._drafter.select(rows)
+        self._drafter.select(list(rows))
 
 
-class _Drafter(ABC):
-    """What the heads say along the branches of a tree that grows level by level."""
-
-    @abstractmethod
-    def read(self, states: list[Tensor]) -> None:
-        """The target's states ``[n, d]`` at the tokens of each sequence that were decided since,
-        without the root."""
-
-    @abstractmethod
-    def root(self) -> Tensor:
-        """Logits ``[B, 1, V]`` of the roots' children; a new tree begins."""
-
-    @abstractmethod
-    def deeper(self, tokens: Tensor, above: list[int]) -> Tensor:
-        """Go one level down.
-
-        Args:
-            tokens: ``[B, n]``, nodes that have children.
-            above: for each of them the place of its parent among those of the level before.
-
-        Returns:
-            Logits ``[B, n, V]`` of their children.
-        """
-
-    @abstractmethod
-    def select(self, rows: Sequence[int]) -> None:
-        """Keep these sequences; no tree is open."""
-
-
-class _Separate(_Drafter):
+class _Separate(LevelDrafter):
     """A head for each depth, which reads one state and all tokens since."""
 
     def __init__(self, heads: HydraHeads, run: Run) -> None:
@@ -172,8 +130,8 @@ class _Separate(_Drafter):
         self.depth = 0
         return self._logits()
 
-    def deeper(self, tokens: Tensor, above: list[int]) -> Tensor:
-        self.inputs = torch.cat([self.inputs[:, above], self.embed(tokens)], dim=-1)
+    def deeper(self, tokens: Tensor, above: Tensor) -> Tensor:
+        self.inputs = torch.cat([_rows(self.inputs, above), self.embed(tokens)], dim=-1)
         self.depth += 1
         return self._logits()
 
@@ -181,11 +139,11 @@ class _Separate(_Drafter):
         logits, _ = self.heads.head(self.depth, self.inputs)
         return logits[..., : self.run.target.vocab_size]
 
-    def select(self, rows: Sequence[int]) -> None:
-        self.state = self.state[list(rows)]
+    def select(self, rows: list[int]) -> None:
+        self.state = self.state[rows]
 
 
-class _Recurrent(_Drafter):
+class _Recurrent(LevelDrafter):
     """One head for all depths, which goes on from its own states as if they were the target's."""
 
     def __init__(self, head: HydraAttentionHead, run: Run) -> None:
@@ -217,11 +175,11 @@ class _Recurrent(_Drafter):
         self.places = [-1]
         return self._logits()
 
-    def deeper(self, tokens: Tensor, above: list[int]) -> Tensor:
+    def deeper(self, tokens: Tensor, above: Tensor) -> Tensor:
         first = self.session.parents.shape[1]
-        parents = torch.tensor([self.places[place] for place in above], device=tokens.device)
-        positions, arguments = self.session.place(parents.expand(len(tokens), -1))
-        inputs = {"inputs_embeds": self.embed(tokens), "states": self.hidden[:, above]}
+        parents = torch.tensor(self.places, device=tokens.device)[above]
+        positions, arguments = self.session.place(parents)
+        inputs = {"inputs_embeds": self.embed(tokens), "states": _rows(self.hidden, above)}
         if isinstance(self.head, HydraCrossHead):
             # the authors give all guessed states the position of the last true one
             last = torch.tensor(self.session.lengths, device=tokens.device)[:, None] - 1
@@ -234,5 +192,10 @@ class _Recurrent(_Drafter):
         logits = self.run.model.get_output_embeddings()(self.hidden)
         return logits[..., : self.run.target.vocab_size]
 
-    def select(self, rows: Sequence[int]) -> None:
+    def select(self, rows: list[int]) -> None:
         self.states = [self.states[row] for row in rows]
+
+
+def _rows(values: Tensor, places: Tensor) -> Tensor:
+    """Of ``[B, n, d]`` those at places ``[B, m]``."""
+    return values[torch.arange(len(values), device=values.device)[:, None], places]

@@ -52,7 +52,7 @@ class SplitDecoder:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         try:
-            self.decoder, self.layers = _decoder(model)
+            self.decoder, self.layers = decoder_and_layers(model)
             self._cache_name = cache_name(self.decoder.forward)
             off = self._distance()
         except Exception as error:  # whatever a foreign model does
@@ -135,7 +135,7 @@ class SplitDecoder:
         return out if module is not self.decoder else left()
 
 
-def _decoder(model: nn.Module) -> tuple[nn.Module, nn.ModuleList]:
+def decoder_and_layers(model: nn.Module) -> tuple[nn.Module, nn.ModuleList]:
     """The part of a causal LM below its output layer, and the list of its layers."""
     count = text_config(model).num_hidden_layers
     # two ways of transformers, each of which some models lead astray, and the usual name
@@ -144,6 +144,21 @@ def _decoder(model: nn.Module) -> tuple[nn.Module, nn.ModuleList]:
             if isinstance(module, nn.ModuleList) and len(module) == count:
                 return decoder, module
     raise ZooError(f"there is no list of its {count} layers")
+
+
+@contextmanager
+def states_before_norm(model: nn.Module) -> Iterator[list[Tensor]]:
+    """For a while, keep what the last layer gives in every call of a causal LM, ``[B, n, d]``."""
+    kept: list[Tensor] = []
+
+    def keep(layer: nn.Module, args: Any, out: Any) -> None:
+        kept.append(out[0] if isinstance(out, tuple) else out)
+
+    hook = decoder_and_layers(model)[1][-1].register_forward_hook(keep)
+    try:
+        yield kept
+    finally:
+        hook.remove()
 
 
 @contextmanager

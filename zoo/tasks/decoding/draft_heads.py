@@ -1,8 +1,9 @@
-"""Training of draft heads: Medusa's, Hydra's and Kangaroo's."""
+"""Training of draft heads: Medusa's, Hydra's, Clover's and Kangaroo's."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
@@ -15,42 +16,50 @@ from zoo.errors import ZooError
 from zoo.models.decoding._hydra_attention import HydraAttentionHead, HydraCrossHead, HydraEagleHead
 from zoo.models.decoding._one_layer import layer_settings
 from zoo.models.decoding._protocol import output_rows
+from zoo.models.decoding.clover import CloverHeads
 from zoo.models.decoding.hydra import HydraHeads
 from zoo.models.decoding.kangaroo import KangarooAdapter
 from zoo.models.decoding.medusa import MedusaHeads
+from zoo.models.language._split_decoder import states_before_norm
 from zoo.tasks.decoding._draft_training import DraftTraining, soft_cross_entropy
 from zoo.tasks.language.language_modeling import masked_mean
 
 
 class TokenHeadTraining(DraftTraining):
-    """Medusa and Hydra heads: head i at position t learns token t + 2 + i.
+    """Medusa, Hydra and Clover heads: head i at position t learns token t + 2 + i.
 
     Args:
-        head: ``medusa``, ``hydra``, ``hydra++``, or one of Hydra's ablations ``cross-attn`` and
-            ``eagle-attn``, single heads that learn token t + 2 alone.
+        head: ``medusa``, ``hydra``, ``hydra++``, ``clover``, ``clover2``, or one of Hydra's
+            ablations ``cross-attn`` and ``eagle-attn``, single heads that learn token t + 2 alone.
         head_args: arguments of their classes, :class:`MedusaHeads`, :class:`HydraHeads`,
-            :class:`HydraCrossHead` and :class:`HydraEagleHead`.
+            :class:`CloverHeads`, :class:`HydraCrossHead` and :class:`HydraEagleHead`.
         data_weight: of the cross-entropy with the text's own tokens.
         teacher_weight: of the cross-entropy with the target's distribution.
-        state_weight: of the smooth L1 distance of Hydra's states from the target's.
+        state_weight: of the smooth L1 distance of Hydra's or Clover-2's states from the target's.
+        decay: weight of a head relative to the one before it.
         kwargs: see :class:`DraftTraining`.
     """
 
     def __init__(
         self,
         target: str,
-        head: Literal["medusa", "hydra", "hydra++", "cross-attn", "eagle-attn"] = "medusa",
+        head: Literal[
+            "medusa", "hydra", "hydra++", "clover", "clover2", "cross-attn", "eagle-attn"
+        ] = "medusa",
         head_args: dict[str, Any] | None = None,
         data_weight: float = 1.0,
         teacher_weight: float = 0.0,
         state_weight: float = 0.0,
+        decay: float = 1.0,
         **kwargs: Any,
     ) -> None:
-        self.head, self.head_args = head, head_args or {}
+        self.head, self.head_args, self.decay = head, head_args or {}, decay
         self.data_weight, self.teacher_weight = data_weight, teacher_weight
         self.state_weight = state_weight
-        if head == "medusa" and state_weight:
-            raise ZooError("model.init_args.state_weight: Medusa's heads have no states to compare")
+        if head in ("medusa", "clover") and state_weight:
+            raise ZooError(
+                f"model.init_args.state_weight: heads of {head} have no states to compare"
+            )
         super().__init__(target, **kwargs)
 
     def build_head(self, target: nn.Module) -> nn.Module:
@@ -65,6 +74,11 @@ class TokenHeadTraining(DraftTraining):
         if self.head in ("cross-attn", "eagle-attn"):
             kind = HydraCrossHead if self.head == "cross-attn" else HydraEagleHead
             return kind(**(layer_settings(target) | self.head_args))
+        if self.head in ("clover", "clover2"):
+            version = {"version": 2 if self.head == "clover2" else 1}
+            heads = CloverHeads(**(layer_settings(target) | version | self.head_args))
+            heads.start_from(target)
+            return heads
         width, size = target.config.hidden_size, target.config.vocab_size
         shape = {
             "d_model": width,
@@ -88,8 +102,11 @@ class TokenHeadTraining(DraftTraining):
 
     def losses(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Sum over the heads, each against the tokens that it should see."""
-        out, lm_loss = self.read(ids, mask)
-        hidden, logits, states = self._read_heads(out, ids)
+        target = self.language_model("target")
+        raw = states_before_norm(target) if self.head == "clover2" else nullcontext([])
+        with raw as before_norm:
+            out, lm_loss = self.read(ids, mask)
+        hidden, logits, states = self._read_heads(out, ids, before_norm)
         total, scores = hidden.new_zeros(()), {}
         for i, head_logits in enumerate(logits):
             end = ids.shape[1] - 2 - i
@@ -97,22 +114,30 @@ class TokenHeadTraining(DraftTraining):
             truth, teacher = ids[:, 2 + i :], out.logits[:, 1 + i : -1]
             if self.data_weight:
                 losses = F.cross_entropy(mine.transpose(1, 2).float(), truth, reduction="none")
-                total = total + self.data_weight * masked_mean(losses, counted)
+                total = total + self.decay**i * self.data_weight * masked_mean(losses, counted)
             if self.teacher_weight:
                 losses = soft_cross_entropy(mine, teacher)
-                total = total + self.teacher_weight * masked_mean(losses, counted)
+                total = total + self.decay**i * self.teacher_weight * masked_mean(losses, counted)
             if self.state_weight and states is not None:
                 goal = hidden[:, 1 + i : -1].detach()
                 losses = F.smooth_l1_loss(states[i][:, :end], goal, reduction="none").mean(-1)
-                total = total + self.state_weight * masked_mean(losses, counted)
+                total = total + self.decay**i * self.state_weight * masked_mean(losses, counted)
             best = mine.argmax(-1)
             scores[f"acc_head{i}"] = masked_mean((best == truth).float(), counted)
             scores[f"agree_head{i}"] = masked_mean((best == teacher.argmax(-1)).float(), counted)
         return lm_loss, total, scores
 
-    def _read_heads(self, out: Any, ids: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The target's states, the heads' logits ``[K, B, T, V]``, and Hydra's own states."""
+    def _read_heads(
+        self, out: Any, ids: Tensor, before_norm: list[Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The target's states, the heads' logits ``[K, B, T, V]``, and the heads' own states."""
         heads, target = self.eval_or_train()["head"], self.language_model("target")
+        if isinstance(heads, CloverHeads):
+            weight = target.get_output_embeddings().weight.detach()
+            states = (before_norm or [out.hidden_states[-1]])[0]
+            outs = heads(states, F.embedding(ids, weight).roll(-1, dims=1))
+            said = torch.stack([heads.logits(i, each, weight) for i, each in enumerate(outs)])
+            return out.hidden_states[-1], said, outs if heads.version == 2 else None
         if self.head == "medusa":
             return out.hidden_states[-1], heads(out.hidden_states[-1]), None
         hidden = out.hidden_states[-1 - heads.hidden_state_offset]
