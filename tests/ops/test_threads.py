@@ -35,7 +35,7 @@ def test_results_are_those_of_one_thread(seed):
             check_equal(name, a, b, str(call))
     for place in call.changed:
         check_equal(
-            f"argument {place}", changed_by_several[place], changed_by_one[place], str(call)
+            f"argument {place}", written_by_several[place], written_by_one[place], str(call)
         )
 
 
