@@ -137,6 +137,16 @@ def test_other_classes_leave_the_classifiers_out(tmp_path):
     assert {name.rpartition(".")[0] for name in report.head} == set(model.head_names)
 
 
+@pytest.mark.parametrize(
+    ("name", "layers"), [("l1", (5, 11, 17, 23)), ("l2", (5, 11, 17, 23)), ("l3", (8, 17, 26, 35))]
+)
+def test_plainmambas_maps_are_those_behind_each_quarter(name, layers):
+    with torch.device("meta"):
+        model = zoo.create_model(f"upernet_plainmamba_{name}")
+    assert tuple(model.backbone.net.feature_info.out_indices) == layers
+    assert model.auxiliary_head.in_index == 3
+
+
 def test_plain_pyramid_has_no_pools():
     with torch.device("meta"):
         model = UPerNet("resnet10t", num_classes=5, pool_scales=())
