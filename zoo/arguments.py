@@ -142,6 +142,27 @@ def load_yaml(text: str) -> Any:
     return yaml.load(text, _Loader)
 
 
+class Word(str):
+    """A text that looks like something else, such as "1e3" or "[a]", and was read as a text.
+
+    jsonargparse reads texts of a setting of any type once more, but not those of another class.
+    """
+
+
+def with_words(value: Any) -> Any:
+    """What was read, each text as a :class:`Word` that would be another value if read again."""
+    if isinstance(value, dict):
+        return {key: with_words(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [with_words(inner) for inner in value]
+    if not isinstance(value, str):
+        return value
+    try:
+        return value if load_yaml(value) == value else Word(value)
+    except yaml.YAMLError:
+        return value
+
+
 def dump_yaml(value: Any) -> str:
     """The text of a value, such that :func:`load_yaml` gives the same value again."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)

@@ -37,7 +37,7 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.loggers import Logger
 
-from zoo.arguments import blaming, dump_yaml, load_yaml, read_value
+from zoo.arguments import Word, blaming, dump_yaml, load_yaml, read_value, with_words
 from zoo.data.base import DataModule
 from zoo.errors import ZooError
 from zoo.recipe_errors import explain, keys_of
@@ -137,7 +137,8 @@ class Recipe:
             parser.parse_args(helps)  # prints, and ends
         try:
             with self._imports():
-                self.config = parser.parse_object(with_options(content, overrides))
+                given = with_options(with_words(content), overrides)
+                self.config = _as_texts(parser.parse_object(given))
                 self.text = _dump(parser, self.config, shown_as)
         except argparse.ArgumentError as error:
             raise ZooError(explain(str(error), shown_as, overrides, CLASSES)) from error
@@ -232,18 +233,30 @@ def _dump(parser: ArgumentParser, config: Namespace, shown_as: str) -> str:
                 f"{shown_as}: {line.strip().partition(':')[0]}: its default cannot be kept in the "
                 "run's recipe, set it to a number, a text or null"
             )
-    return dump_yaml(_with_words(load_yaml(text), config.as_dict()))
+    return dump_yaml(_texts_kept(load_yaml(text), config.as_dict()))
 
 
-def _with_words(dumped: Any, given: Any) -> Any:
-    """What was dumped, with the words that were given: jsonargparse writes "1" and "~" of an
-    argument of any type as the number and the null that they look like.
+def _as_texts(config: Any) -> Any:
+    """What was parsed, with texts instead of words, which nobody else knows."""
+    if isinstance(config, Namespace):
+        vars(config).update({key: _as_texts(value) for key, value in vars(config).items()})
+        return config
+    if isinstance(config, dict):
+        return {key: _as_texts(value) for key, value in config.items()}
+    if isinstance(config, list):
+        return [_as_texts(value) for value in config]
+    return str(config) if isinstance(config, Word) else config
+
+
+def _texts_kept(dumped: Any, given: Any) -> Any:
+    """What was dumped, with the texts that were given: jsonargparse writes a text "1" or "~" of
+    an argument of any type as the number and the null that they look like.
     """
     if isinstance(dumped, dict) and isinstance(given, dict):
-        return {key: _with_words(value, given.get(key)) for key, value in dumped.items()}
+        return {key: _texts_kept(value, given.get(key)) for key, value in dumped.items()}
     if isinstance(dumped, list) and isinstance(given, (list, tuple)) and len(dumped) == len(given):
-        return [_with_words(*pair) for pair in zip(dumped, given, strict=True)]
-    is_changed = isinstance(given, str) and not isinstance(dumped, (str, dict, list))
+        return [_texts_kept(*pair) for pair in zip(dumped, given, strict=True)]
+    is_changed = isinstance(given, str) and not isinstance(dumped, str)
     return str(given) if is_changed else dumped
 
 
@@ -273,7 +286,7 @@ def with_options(content: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
 
     jsonargparse would do this too, but writes values down as Python does between two levels, where
     a null becomes the text None. A value that is one word stays text, which fits a setting of any
-    type that it can be read as.
+    type that it can be read as; in quotes it is text for a setting of any type, too.
     """
     changed = copy.deepcopy(dict(content))
     for option, text in split_options(overrides):
@@ -285,8 +298,9 @@ def with_options(content: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
                 place[group] = {}
             place = place[group]
         place = _inside(place, key)
-        value = read_value(option, text)
-        if not isinstance(value, (dict, list)):
+        value = with_words(read_value(option, text))
+        is_quoted = isinstance(value, str) and text.lstrip().startswith(("'", '"'))
+        if not (is_quoted or isinstance(value, (dict, list))):
             value = text
         if not groups and key in CLASS_GROUPS and isinstance(value, str):
             place, key = changed[key], "class_path"

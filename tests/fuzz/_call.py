@@ -113,11 +113,19 @@ class Call:
         return ["" if i in self.unread else f"result {i}" for i in range(count)]
 
     def is_plain(self) -> bool:
-        """Whether all tensors can be told to a compiler."""
+        """Whether all tensors can be told to a compiler, and lie in memory of their own."""
         tensors = [a for a in self.arguments if isinstance(a, Tensor)]
         return all(
             t.device.type == "cpu" and t.layout == torch.strided and not t.is_neg() for t in tensors
-        ) and all(t.untyped_storage().nbytes() > 0 or t.numel() == 0 for t in tensors)
+        ) and all(_end(t) <= t.untyped_storage().nbytes() for t in tensors)
+
+
+def _end(t: Tensor) -> int:
+    """Bytes of memory up to the last element."""
+    if not t.numel():
+        return 0
+    last = sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
+    return (t.storage_offset() + last + 1) * t.element_size()
 
 
 class _Record(torch.autograd.Function):

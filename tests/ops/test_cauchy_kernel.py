@@ -103,6 +103,14 @@ def test_compile_with_changing_lengths():
         (lambda v, z, w: cauchy_kernel(v.real, z.real, w.real), "torch.float32"),
         (lambda v, z, w: cauchy_kernel(v, z.to("meta"), w), "meta"),
         (lambda v, z, w: cauchy_kernel(v, z.requires_grad_(), w), "z gets no gradient"),
+        (
+            lambda v, z, w: torch.ops.zoo.cauchy_kernel(
+                torch.view_as_real(v),
+                torch.view_as_real(z).requires_grad_(),
+                torch.view_as_real(w),
+            ),
+            "z gets no gradient",
+        ),
     ],
 )
 def test_errors(call, words):

@@ -118,10 +118,24 @@ def test_few_lines_that_stand_for_too_much(tmp_path):
         Recipe(recipe)
 
 
-@pytest.mark.parametrize("word", ["~", "null", "1", "yes"])
-def test_words_that_look_like_something_else(word, tmp_path):
-    recipe = Recipe(
-        tiny_recipe(tmp_path, model__init_args__model_args={"a": [word], "b": {"c": word}})
-    )
+WORDS = ["~", "null", "1", "yes", "true", "1e3", "0x10", "1_000", ".inf", "[a]", "{a: 1}", "a: b"]
+WORDS += ["- a", "'a'", '"1"', "1:30", "2020-01-01", "=", "<<", "", " ", "a #b", "&a b", "!x"]
+
+
+def test_words_that_look_like_something_else(tmp_path):
+    """Of an argument of any type, in a file and on a command line; those of a known type fit it."""
+    given = {"a": list(WORDS), "b": {word: word for word in WORDS}}
+    path = tiny_recipe(tmp_path, model__init_args__model_args=given, trainer__max_epochs="3")
+    path.write_text(dump_yaml(yaml.safe_load(path.read_text())))  # by the rules of recipes
+    recipe = Recipe(path)
     for again in (recipe, read_again(recipe, tmp_path)):
-        assert again.config.model.init_args.model_args == {"a": [word], "b": {"c": word}}
+        assert again.config.model.init_args.model_args == given
+        assert again.config.trainer.max_epochs == 3
+    options = [f"--model.model_args.w{n}={json.dumps(word)}" for n, word in enumerate(WORDS)]
+    recipe = Recipe(tiny_recipe(tmp_path), [*options, f"--model.model_args.all={WORDS}"])
+    for again in (recipe, read_again(recipe, tmp_path)):
+        found = dict(again.config.model.init_args.model_args)
+        assert [found[f"w{n}"] for n in range(len(WORDS))] == found["all"] == WORDS
+    for text, value in {"1e3": 1000.0, "0x10": 16, "null": None, "yes": True, "a b": "a b"}.items():
+        recipe = Recipe(tiny_recipe(tmp_path), [f"--model.model_args.w={text}"])
+        assert recipe.config.model.init_args.model_args["w"] == value

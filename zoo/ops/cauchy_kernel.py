@@ -13,6 +13,8 @@ from zoo.ops import _registered
 from zoo.ops._checks import COMPLEX, as_complex, as_pairs
 from zoo.ops._library import register
 
+_NO_GRADIENT = "cauchy_kernel: z gets no gradient; pass z.detach()"
+
 
 def cauchy_kernel(v: Tensor, z: Tensor, w: Tensor) -> Tensor:
     r"""Sums over conjugate pairs of poles (S4, arXiv 2111.00396, section 3.3).
@@ -64,7 +66,7 @@ def _check(v: Tensor, z: Tensor, w: Tensor) -> None:
             f"{v.dtype}, {z.dtype} and {w.dtype} on {v.device}, {z.device} and {w.device}"
         )
     if z.requires_grad and torch.is_grad_enabled():
-        raise ZooError("cauchy_kernel: z gets no gradient; pass z.detach()")
+        raise ZooError(_NO_GRADIENT)
 
 
 def _reference(v: Tensor, z: Tensor, w: Tensor) -> Tensor:
@@ -96,6 +98,8 @@ register(
 
 
 def _keep(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    if ctx.needs_input_grad[1]:
+        raise ZooError(_NO_GRADIENT)
     ctx.save_for_backward(*inputs)
 
 
