@@ -135,7 +135,8 @@ class SSMConv(nn.Module):
         u = at_least_fp32(x.transpose(1, 2))  # [B, H, L]
         before = None if state is None else state.recurrence.natural(state.ssm)
         K, K_state = self.kernel(length, rate, before)
-        K, ahead = self.drop_kernel(K), None
+        K = self.drop_kernel(K)
+        ahead: Tensor | None = None
         if self.bidirectional:
             if state is not None:
                 raise ZooError("a convolution in both directions has no state: it sees the end")
