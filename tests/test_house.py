@@ -41,7 +41,13 @@ FLOORS = (
 #: Lines of a file. What is longer has a part that wants a place of its own.
 LONGEST = 450
 #: Addresses without a model file: ways of decoding, and wrappers of other systems' models.
-NO_MODEL = {"decoding/aded", "decoding/ead", "decoding/spectr", "decoding/token_recycling"}
+NO_MODEL = {
+    "decoding/aded",
+    "decoding/ead",
+    "decoding/minicache",
+    "decoding/spectr",
+    "decoding/token_recycling",
+}
 #: Addresses without a recipe at the paper's scale: the models that small recipes train.
 NO_PAPER = {"decoding/base_lm", "multimodal/mmmamba"}
 

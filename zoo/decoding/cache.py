@@ -112,6 +112,9 @@ class TreeCache(Cache):
         for layer in self.layers:
             layer.commit(lengths, starts, path, count, end)
 
+    def settle(self, length: int) -> None:
+        """Told when the first ``length`` slots of every sequence are decided."""
+
     def select(self, rows: Tensor, end: int) -> None:
         """Keep these sequences and the first ``end`` slots."""
         for layer in self.layers:

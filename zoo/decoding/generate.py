@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from zoo.decoding.cache import TreeCache
 from zoo.decoding.constraints import (
     Constraints,
     Processor,
@@ -21,7 +22,7 @@ from zoo.decoding.constraints import (
 from zoo.decoding.generation import Acceptance, Generation
 from zoo.decoding.method import Method, Run, make_method
 from zoo.decoding.sampling import Sampler, check_logits
-from zoo.decoding.session import Scores, position_limit
+from zoo.decoding.session import AttentionSession, Scores, Session, position_limit
 from zoo.decoding.steering import open_session
 from zoo.decoding.targets import (
     Source,
@@ -86,6 +87,7 @@ def generate(
     logits_processor: Iterable[Processor] | None = None,
     generation_config: GenerationConfig | None = None,
     seed: int | None = None,
+    cache: TreeCache | None = None,
     on_tokens: OnTokens | None = None,
     on_step: OnStep | None = None,
     **options: Any,
@@ -119,6 +121,8 @@ def generate(
             every method: stop, pad and forced tokens, penalties, words that are ruled out, least
             lengths; whether it is drawn, and how, is said by the arguments here alone.
         seed: of the draws; by default a new one each time.
+        cache: a new cache of the target's, such as :class:`zoo.decoding.merged_cache.MiniCache`;
+            by default the method's own, or a plain one.
         on_tokens: called after each step with a sequence's number and its new tokens.
         on_step: called after each verification with the run, the draft, the scores and the
             verdicts.
@@ -180,6 +184,8 @@ def generate(
         session = open_session(target, len(prompts), lengths)
         method.check(session)
         method.load(target)
+        if (chosen := method.cache(target) if cache is None else cache) is not None:
+            _use_cache(session, chosen)
         run = Run(session, sampler, prompts, stop.tokens, source=source)
         with eval_mode(*method.modules()):
             loop = _Loop(run, method, verifier, stop, constraints, max_new_tokens)
@@ -201,6 +207,17 @@ def generate(
         draft_calls=sum(session.calls for session in run.draft_sessions),
         report=method.report(),
     )
+
+
+def _use_cache(session: Session, cache: TreeCache) -> None:
+    if not isinstance(session, AttentionSession):
+        raise ZooError(
+            f"a cache was given, but {type(session.model).__name__} is decoded by {session.kind}: "
+            "leave it out"
+        )
+    if cache.get_seq_length():
+        raise ZooError("the cache that was given holds a text already: give a new one")
+    session.cache = cache
 
 
 class _Loop:

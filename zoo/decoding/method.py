@@ -18,6 +18,7 @@ from typing import Any, ClassVar, NamedTuple, get_args, get_type_hints
 from torch import Tensor, nn
 
 from zoo.decoding import methods
+from zoo.decoding.cache import TreeCache
 from zoo.decoding.sampling import Sampler
 from zoo.decoding.session import Scores, Session
 from zoo.decoding.steering import open_session, steering
@@ -130,6 +131,10 @@ class Method(ABC):
 
     def load(self, model: nn.Module) -> None:  # noqa: B027
         """Make ready, before the prompt is read, what stands beside the target ``model``."""
+
+    def cache(self, model: nn.Module) -> TreeCache | None:
+        """A cache for the target ``model`` other than a plain one."""
+        return None
 
     def modules(self) -> list[nn.Module]:
         """The networks that stand beside the target."""

@@ -144,7 +144,7 @@ class AttentionSession(Session):
 
     def __init__(self, model: nn.Module, batch_size: int, own: bool = False) -> None:
         super().__init__(model, batch_size)
-        self.cache = TreeCache()
+        self.cache: TreeCache = TreeCache()
         self.attention = Attention(model, own)
         self.parents = torch.empty(batch_size, 0, dtype=torch.long, device=self.device)
         self._cache_name = cache_name(model.forward)
@@ -191,6 +191,7 @@ class AttentionSession(Session):
         positions = torch.arange(max(counts), device=self.device).repeat(len(counts), 1)
         scores = self.call(inputs, positions.clamp_max(self.last_position), hidden, **options)
         self.lengths = list(counts)
+        self.cache.settle(min(counts))
         return scores
 
     def chain(self, counts: Sequence[int]) -> Tensor:

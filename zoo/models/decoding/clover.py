@@ -153,7 +153,14 @@ class CloverHeads(OneLayerModel):
     def start_from(self, target: nn.Module) -> None:
         """Take over the target's last layer and last norm, and its output layer where heads have
         their own, as far as their shapes fit."""
-        decoder, layers = decoder_and_layers(target)
+        for linear in getattr(self, "outputs", ()):
+            rows = output_rows(target, *linear.weight.shape)
+            if rows is not None:
+                linear.weight.data.copy_(rows)
+        try:
+            decoder, layers = decoder_and_layers(target)
+        except (AttributeError, ZooError):  # not in layers that could be taken over
+            return
         last, norm = layers[-1].state_dict(), getattr(decoder, "norm", None)
         shapes = {key: t.shape for key, t in last.items()}
         for layer in self.layers:
@@ -163,10 +170,6 @@ class CloverHeads(OneLayerModel):
             for own in (self.clover_norm, self.clover_head_norm):
                 if own.weight.shape == norm.weight.shape:
                     own.weight.data.copy_(norm.weight)
-        for linear in getattr(self, "outputs", ()):
-            rows = output_rows(target, *linear.weight.shape)
-            if rows is not None:
-                linear.weight.data.copy_(rows)
 
     def augment(
         self,
