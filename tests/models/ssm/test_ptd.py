@@ -92,3 +92,32 @@ def test_wrong_settings():
             zoo.create_model("s5_ptd_pathx", **SMALL | settings)
     with pytest.raises(ZooError, match="one of vocab_size tokens"):
         zoo.create_model("s5_ptd_pathx", **SMALL, vocab_size=3)
+
+
+def test_states_of_the_standalone_networks_load():
+    model = zoo.create_model("s4_ptd_robust", d_model=4, n_layers=1, d_state=2)
+    shapes = {
+        "encoder.weight": (4, 3), "encoder.bias": (4,),
+        "norms.0.weight": (4,), "norms.0.bias": (4,),
+        "s4_layers.0.kernel.log_dt": (4,), "s4_layers.0.kernel.log_A_real": (4, 2),
+        "s4_layers.0.kernel.A_imag": (4, 2), "s4_layers.0.kernel.B": (4, 2, 2),
+        "s4_layers.0.kernel.C": (4, 2, 2), "s4_layers.0.output_linear.0.weight": (8, 4, 1),
+        "s4_layers.0.output_linear.0.bias": (8,), "decoder.weight": (10, 4), "decoder.bias": (10,),
+    }  # fmt: skip
+    state = {key: torch.randn(shape) for key, shape in shapes.items()}
+    model.load_state_dict(model.remap_state_dict(state))
+    block, theirs = model.model.layers[0], "s4_layers.0.kernel."
+    with torch.no_grad():
+        dt, A, B, C = block.layer.layer.kernel.continuous()
+    torch.testing.assert_close(dt[:, 0], state[theirs + "log_dt"].exp())
+    real, imag = state[theirs + "log_A_real"].exp(), state[theirs + "A_imag"]
+    torch.testing.assert_close(A, torch.complex(-real, -imag))
+    torch.testing.assert_close(torch.view_as_real(B[0]), state[theirs + "B"])
+    torch.testing.assert_close(torch.view_as_real(C[0]), state[theirs + "C"])
+    torch.testing.assert_close(block.norm.norm.bias, state["norms.0.bias"])
+    linear = state["s4_layers.0.output_linear.0.weight"][..., 0]
+    torch.testing.assert_close(block.layer.output_linear[0].weight, linear)
+    with pytest.raises(RuntimeError):  # another form has D, and no B
+        zoo.create_model("s4_ptd_ablation", d_model=4, n_layers=1, d_state=2).load_state_dict(
+            model.remap_state_dict(state)
+        )
