@@ -150,7 +150,7 @@ class Selectivity(TrainedBlock):
         steps: of the training.
     """
 
-    def __init__(self, layer: str, fixed: bool = False, steps: int = 600) -> None:
+    def __init__(self, layer: str, fixed: bool = False, steps: int = 1500) -> None:
         super().__init__(
             SelectiveCopying(length=64, fixed=fixed), partial(_block, layer), dim=32, depth=2,
             steps=steps, batch_size=32, test_samples=1024,
