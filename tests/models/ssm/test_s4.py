@@ -164,3 +164,14 @@ def test_what_it_refuses(settings, says):
 def test_longer_than_the_kernel_is_one_line():
     with pytest.raises(ZooError, match="16 steps long"):
         small()(torch.zeros(1, 17, 1))
+
+
+@pytest.mark.parametrize("name", ["s4_listops", "s4_ptd_listops", "s4d_listops"])
+def test_a_blocks_output_layer_may_be_a_convolution(name):
+    model = zoo.create_model(name, d_model=4, n_layers=1, d_state=4)
+    state = {
+        key: value[..., None] if key.endswith("output_linear.0.weight") else value
+        for key, value in model.state_dict().items()
+    }
+    assert any(value.dim() == 3 for key, value in state.items() if "output_linear" in key)
+    model.load_state_dict(model.remap_state_dict(state))

@@ -366,6 +366,8 @@ def rename_s4(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             value = value[:, None]
         elif name == "B" and value.dim() == 3:
             value = value[None]
+        elif key.endswith("output_linear.0.weight") and value.dim() == 3:
+            value = value.squeeze(-1)  # a convolution of width 1 in some versions
         for pattern, new in _RENAMED:
             key = re.sub(pattern, new, key)
         renamed[key] = value

@@ -55,9 +55,7 @@ class S4D(S4):
             key = re.sub(r"^s4_layers\.(\d+)\.", r"model.layers.\1.layer.", key)
             key = re.sub(r"^norms\.(\d+)\.", r"model.layers.\1.norm.norm.", key)
             key = re.sub(r"^decoder\.(weight|bias)$", r"decoder.output_transform.\1", key)
-            if key.endswith("output_linear.0.weight"):
-                value = value.squeeze(-1)  # a convolution of width 1 there
-            elif key.endswith((".D", "kernel.C")):
+            if key.endswith((".D", "kernel.C")):
                 value = value[None]
             renamed[key] = value
         ones = {}  # B is 1 there, and no parameter
