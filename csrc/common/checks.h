@@ -66,13 +66,13 @@ std::string text_of_sizes(const Range& sizes) {
   return text + "]";
 }
 
-inline std::string device_of(const Tensor& t) {
+inline std::string text_of_device(const Tensor& t) {
   if (t.is_cpu()) return "cpu";
   return (t.is_cuda() ? "cuda:" : "another device, ") + std::to_string(int{t.get_device()});
 }
 
 inline std::string text_of(const Tensor& t) {
-  return text_of(t.scalar_type()) + " " + text_of_sizes(t.sizes()) + " on " + device_of(t);
+  return text_of(t.scalar_type()) + " " + text_of_sizes(t.sizes()) + " on " + text_of_device(t);
 }
 
 inline ScalarType accumulator_of(const Tensor& t) {
@@ -127,7 +127,7 @@ inline bool is_without_overlap(const Tensor& t) {
 class Checks {
  public:
   Checks(const char* op, const char* name, const Tensor& main) : op_(op), main_(main) {
-    ZOO_CHECK(is_on_kernels_device(main), op_, ": ", name, " is on ", device_of(main),
+    ZOO_CHECK(is_on_kernels_device(main), op_, ": ", name, " is on ", text_of_device(main),
               " and another argument is not; move them to one device");
     ZOO_CHECK(has_memory(main), op_, ": ", name, " has no memory behind it");
   }
@@ -139,7 +139,7 @@ class Checks {
     int64_t dim = 0;
     for (const int64_t size : shape) fits = fits && (size == kAnySize || t.size(dim) == size), dim++;
     ZOO_CHECK(fits, op_, ": ", name, " is ", text_of(t), ", expected ", text_of(dtype), " ",
-              text_of_sizes(shape), " on ", device_of(main_));
+              text_of_sizes(shape), " on ", text_of_device(main_));
     ZOO_CHECK(has_memory(t), op_, ": ", name, " has no memory behind it");
   }
 

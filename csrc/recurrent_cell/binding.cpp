@@ -13,7 +13,7 @@ const void* five(const char* op, const Tensor& t, const char* name, const Tensor
               device_type(t) == device_type(main) && t.get_device() == main.get_device();
   for (int64_t dim = 0; fits && dim < 5; dim++) fits = t.size(dim) == shape[dim];
   ZOO_CHECK(fits, op, ": ", name, " is ", text_of(t), ", expected ", text_of(main.scalar_type()), " ",
-            text_of_sizes(shape), " on ", device_of(main));
+            text_of_sizes(shape), " on ", text_of_device(main));
   ZOO_CHECK(t.is_contiguous(), op, ": ", name, " must be contiguous");
   ZOO_CHECK(has_memory(t), op, ": ", name, " has no memory behind it");
   return t.data_ptr();
