@@ -25,6 +25,7 @@ from torch import Tensor, nn
 import zoo
 from tests.fingerprints import Case, load, tensors
 from tests.formula import fill, uniform
+from tests.settings import digest, known
 from zoo.errors import ZooError
 
 FILES = sorted(Path(__file__).parent.glob("*/*.yaml"))
@@ -192,6 +193,9 @@ def test_every_registered_model_has_a_case():
     assert missing == set()
 
 
+SETTINGS = known()
+
+
 @pytest.mark.parametrize("name", zoo.list_models())
 def test_builds_without_memory_and_has_the_declared_count(name):
     info = zoo.model_info(name)
@@ -200,6 +204,10 @@ def test_builds_without_memory_and_has_the_declared_count(name):
     assert all(t.is_meta for t in itertools.chain(model.parameters(), model.buffers()))
     assert sum(p.numel() for p in model.parameters()) == info.parameters
     assert info.module == f"zoo.models.{info.family}.{info.module.rpartition('.')[2]}"
+    assert digest(model) == SETTINGS.get(name), (
+        f"settings of {name} are not those that were entered, or none were: look at `python -m "
+        f"tests.settings show {name}` before and after the change, then `write {name}`"
+    )
 
 
 @each(CASES)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
 from zoo.errors import ZooError
+from zoo.layers.plain import like
 from zoo.models.decoding._slots import Ahead, added_mask, by_layer
 from zoo.models.language._protocol import text_config
 from zoo.models.language._split_decoder import SplitDecoder
@@ -116,7 +117,7 @@ class HiddenTransfer(nn.Module):
         """Pseudo states of a slot from states ``[..., d]``; the maps may be more precise than the
         language model."""
         linear = self.transfer[slot]
-        return linear(states.to(linear.weight.dtype)).to(states.dtype)
+        return linear(states.to(like(linear).dtype)).to(states.dtype)
 
     def forward(
         self,

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.errors import ZooError
+from zoo.layers.plain import like
 from zoo.layers.ssm_kernel import DiagonalKernel, untransformed
 from zoo.models.registry import register_model
 from zoo.models.ssm._backbone import Decoder, rename_s4
@@ -126,7 +127,7 @@ class S5Stack(nn.Module):
         """Features ``[B, L, F]`` or tokens ``[B, L]`` to ``[B, L, H]``."""
         if inputs.dim() == 2:
             one_hot = F.one_hot(inputs, self.encoder.in_features)
-            inputs = one_hot.to(self.encoder.weight.dtype)
+            inputs = one_hot.to(like(self.encoder).dtype)
         x = self.encoder(inputs)
         for layer in self.layers:
             x, _ = layer(x, lengths, rate=rate)
