@@ -95,6 +95,11 @@ def guards(file: Path) -> Guards:
             suite = [(f"{own.parent.name}-{own.stem}",), *(("declared_count", m) for m in models)]
             return Guards([own], functions, suite)
     above = dependents(module_of(file))
+    package = module_of(file).rpartition(".")[0]
+    users = {
+        module.rpartition(".")[2].lstrip("_") for module in above if module.startswith(f"{package}.")
+    }
+    functions = [str(t) for t in tests if str(t) in functions or t.stem[len("test_") :] in users]
     shared = sorted(Path("tests").glob("*/**/*.yaml"))
     return Guards([path for path in shared if reaches(path, above)], functions)
 

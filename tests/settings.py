@@ -1,7 +1,7 @@
 """Settings of the registered models that no count of parameters shows: a norm's eps, a longest
 input, a rate of learning, an activation.
 
-``tests/models/settings.yaml`` holds a digest of those of every name. ``python -m tests.settings
+``settings.yaml`` beside this holds a digest of those of every name. ``python -m tests.settings
 show NAME`` prints what it is made of, ``write [NAME ...]`` enters names that are new or were
 changed on purpose; all without memory for weights.
 """
@@ -22,7 +22,7 @@ from torch import nn
 
 import zoo
 
-FILE = Path(__file__).parent / "models" / "settings.yaml"
+FILE = Path(__file__).with_suffix(".yaml")
 #: What is looked at in modules that are not ours, whose other attributes change with a library.
 FOREIGN = ("eps", "variance_epsilon", "p", "drop_prob", "negative_slope", "num_groups", "dilation")
 HEADER = "# Name -> digest of its settings, see tests/settings.py.\n"
