@@ -97,7 +97,9 @@ def guards(file: Path) -> Guards:
     above = dependents(module_of(file))
     package = module_of(file).rpartition(".")[0]
     users = {
-        module.rpartition(".")[2].lstrip("_") for module in above if module.startswith(f"{package}.")
+        module.rpartition(".")[2].lstrip("_")
+        for module in above
+        if module.startswith(f"{package}.")
     }
     functions = [str(t) for t in tests if str(t) in functions or t.stem[len("test_") :] in users]
     shared = sorted(Path("tests").glob("*/**/*.yaml"))

@@ -243,6 +243,27 @@ def test_recurrences_have_no_weight_decay(name):
             assert id(parameter) in kept
 
 
+@pytest.mark.parametrize("name", ["lru", "mega_ema", "liquid_s4", "s4nd"])
+def test_recurrences_stay_precise_under_autocast(name):
+    layer = create_layer(name, 4, d_state=4)
+    x = torch.randn(2, 6, 5, 4) if name == "s4nd" else torch.randn(2, 6, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = layer(x)
+    assert torch.equal(mixed, layer(x))
+
+
+def test_a_network_goes_on_from_part_to_part():
+    torch.manual_seed(0)
+    network = zoo.create_model("mamba360", layer="lru", d_model=4, n_layers=2).model
+    x = torch.randn(2, 9, 4)
+    cache = network.allocate_cache(2)
+    parts = torch.cat([network(x[:, :5], cache=cache), network(x[:, 5:], cache=cache)], 1)
+    assert relative(parts, network(x)) <= 1e-5
+    network = zoo.create_model("mamba360", layer="hyena", d_model=4, n_layers=1).model
+    with pytest.raises(ZooError, match="Hyena reads whole inputs: it has no state"):
+        network.allocate_cache(2)
+
+
 def test_errors_say_what_is_there():
     with pytest.raises(ZooError, match=r"layer is 's5d', expected one of lssl, .*, s4nd"):
         create_layer("s5d", 8)

@@ -295,10 +295,6 @@ class MixedLayer(nn.Module):
             raise ZooError(f"Mamba360 has no step size to scale: expected rate 1, got {rate:g}")
         return F.glu(self.output(F.gelu(self.mixer(x, state))))
 
-
-class SteppingLayer(MixedLayer):
-    """One that makes steps."""
-
     def allocate_state(self, batch_size: int, mode: None = None, rate: float = 1.0) -> LayerState:
         """See :meth:`SequenceLayer.allocate_state`."""
         return self.mixer.allocate_state(batch_size)
@@ -311,8 +307,7 @@ def mixed_layer(d_model: int, layer: str, settings: dict[str, Any]) -> MixedLaye
         ZooError: if there is no such layer of sequences, or it has no such setting.
     """
     check_choice("Mamba360: layer", layer, LAYERS)
-    mixer = create_layer(layer, d_model, **settings)
-    return (SteppingLayer if mixer.has_state else MixedLayer)(d_model, cast(SequenceLayer, mixer))
+    return MixedLayer(d_model, cast(SequenceLayer, create_layer(layer, d_model, **settings)))
 
 
 class Mamba360(SequenceModel):
