@@ -1,5 +1,7 @@
 """PTD's bases, and the files that hold them."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -59,3 +61,25 @@ def test_files_of_the_authors_give_one_basis(tmp_path):
         read_basis(tmp_path / "other.mat")
     with pytest.raises(ZooError, match=r"cannot be read as a \.mat file"):
         read_basis(tmp_path / "none.mat")
+
+
+def test_the_search_lowers_its_objective():
+    """Three steps of Adam on the objective, written anew."""
+    A = torch.from_numpy(transition("legs", 4)[0]).to(torch.complex128)
+    start = torch.rand(4, 4, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    pairs = (-0.1 * start).requires_grad_()
+    adam = torch.optim.Adam([pairs])
+    for step in range(3):
+        adam.param_groups[0]["lr"] = 2.0 * (1 + math.cos(math.pi * step / 3))
+        E = torch.view_as_complex(pairs)
+        eigenvalues, V = torch.linalg.eig(A + E)
+        price = 3 * E.abs().square().sum().sqrt() / A.abs().square().sum().sqrt()
+        unstable = (eigenvalues.real + 0.25).clamp(min=0).sum()
+        pushed = float(unstable.detach())
+        adam.zero_grad()
+        (2 * torch.linalg.cond(V).log() + price + 5 * unstable).backward()
+        adam.step()
+    found = optimised_perturbation(4, gamma=3.0, seed=1, steps=3, lr=4.0)
+    assert pushed > 0, "a mode must be there to push"
+    expected = torch.view_as_complex(pairs.detach()).numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-10)
