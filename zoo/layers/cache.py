@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from zoo.errors import ZooError
 
@@ -48,37 +49,27 @@ class LayerState(ABC):
         """
 
 
-class RecurrentState(LayerState):
-    """State of one SSM layer.
+class ConstantState(LayerState):
+    """Tensors that are replaced by those after what was read, and keep their size.
 
-    Attributes:
-        conv: the last inputs of the short convolution, the newest last, ``[B, D, W]``; zero before
-            the first. Mamba's authors keep W of them, one more than a step needs.
-        ssm: state of the scan, ``[B, D, N]`` (Mamba-1) or ``[B, H, P, N]`` (Mamba-2), float32.
+    A subclass names them: its constructor takes what :meth:`tensors` lists.
     """
 
     constant_size = True
 
-    def __init__(self, conv: Tensor, ssm: Tensor) -> None:
-        self.conv, self.ssm = conv, ssm
-
-    def tensors(self) -> list[Tensor]:
-        """Convolution tail and scan state."""
-        return [self.conv, self.ssm]
-
-    def clone(self) -> RecurrentState:
+    def clone(self) -> Self:
         """A copy that shares no memory."""
-        return RecurrentState(self.conv.clone(), self.ssm.clone())
+        return type(self)(*(tensor.clone() for tensor in self.tensors()))
 
-    def select(self, rows: Sequence[int]) -> RecurrentState:
+    def select(self, rows: Sequence[int]) -> Self:
         """A copy of these sequences."""
-        index = _index(rows, self.ssm.device)
-        return RecurrentState(self.conv[index], self.ssm[index])
+        index = _index(rows, self.tensors()[0].device)
+        return type(self)(*(tensor[index] for tensor in self.tensors()))
 
     @classmethod
-    def stack(cls, states: Sequence[RecurrentState]) -> RecurrentState:
+    def stack(cls, states: Sequence[Self]) -> Self:
         """One batch after the other."""
-        return cls(torch.cat([s.conv for s in states]), torch.cat([s.ssm for s in states]))
+        return cls(*map(torch.cat, zip(*(state.tensors() for state in states), strict=True)))
 
     def truncate(self, length: int) -> None:
         """Always an error: a recurrent state holds all it has read at once."""
@@ -88,14 +79,29 @@ class RecurrentState(LayerState):
         )
 
 
-class CellState(LayerState):
+class RecurrentState(ConstantState):
+    """State of one SSM layer.
+
+    Attributes:
+        conv: the last inputs of the short convolution, the newest last, ``[B, D, W]``; zero before
+            the first. Mamba's authors keep W of them, one more than a step needs.
+        ssm: state of the scan, ``[B, D, N]`` (Mamba-1) or ``[B, H, P, N]`` (Mamba-2), float32.
+    """
+
+    def __init__(self, conv: Tensor, ssm: Tensor) -> None:
+        self.conv, self.ssm = conv, ssm
+
+    def tensors(self) -> list[Tensor]:
+        """Convolution tail and scan state."""
+        return [self.conv, self.ssm]
+
+
+class CellState(ConstantState):
     """States of one layer of recurrent cells.
 
     Attributes:
         states: ``[B, S, N, D]``, of N heads with S states each.
     """
-
-    constant_size = True
 
     def __init__(self, states: Tensor) -> None:
         self.states = states
@@ -104,32 +110,13 @@ class CellState(LayerState):
         """The states."""
         return [self.states]
 
-    def clone(self) -> CellState:
-        """A copy that shares no memory."""
-        return CellState(self.states.clone())
 
-    def select(self, rows: Sequence[int]) -> CellState:
-        """A copy of these sequences."""
-        return CellState(self.states[_index(rows, self.states.device)])
-
-    @classmethod
-    def stack(cls, states: Sequence[CellState]) -> CellState:
-        """One batch after the other."""
-        return cls(torch.cat([s.states for s in states]))
-
-    def truncate(self, length: int) -> None:
-        """Always an error, as for :class:`RecurrentState`."""
-        RecurrentState.truncate(self, length)  # type: ignore[arg-type]
-
-
-class TensorState(LayerState):
+class TensorState(ConstantState):
     """What a layer of one kind of memory, or of several, keeps.
 
     Attributes:
         parts: tensors, the first dimension of each the batch.
     """
-
-    constant_size = True
 
     def __init__(self, *parts: Tensor) -> None:
         self.parts = parts
@@ -137,24 +124,6 @@ class TensorState(LayerState):
     def tensors(self) -> list[Tensor]:
         """The parts."""
         return [*self.parts]
-
-    def clone(self) -> TensorState:
-        """A copy that shares no memory."""
-        return TensorState(*(part.clone() for part in self.parts))
-
-    def select(self, rows: Sequence[int]) -> TensorState:
-        """A copy of these sequences."""
-        index = _index(rows, self.parts[0].device)
-        return TensorState(*(part[index] for part in self.parts))
-
-    @classmethod
-    def stack(cls, states: Sequence[TensorState]) -> TensorState:
-        """One batch after the other."""
-        return cls(*(torch.cat(parts) for parts in zip(*(s.parts for s in states), strict=True)))
-
-    def truncate(self, length: int) -> None:
-        """Always an error, as for :class:`RecurrentState`."""
-        RecurrentState.truncate(self, length)  # type: ignore[arg-type]
 
 
 class KeyValues(LayerState):

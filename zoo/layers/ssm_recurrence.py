@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from zoo.errors import ZooError
-from zoo.layers.cache import LayerState
+from zoo.layers.cache import ConstantState
 from zoo.ops import vandermonde_transpose
 
 #: Steps that a chunk's state is advanced by at once where A-bar is a matrix.
@@ -210,7 +209,7 @@ def krylov(A: Tensor, B: Tensor, length: int) -> Tensor:
     return powers
 
 
-class SSMState(LayerState):
+class SSMState(ConstantState):
     """The state of one layer, and the recurrence that advances it.
 
     The recurrence is that of the weights at the time when the state was made, so that a step
@@ -220,8 +219,6 @@ class SSMState(LayerState):
         ssm: ``[B, H, N]``, complex.
         recurrence: shared by clones.
     """
-
-    constant_size = True
 
     def __init__(self, ssm: Tensor, recurrence: Recurrence) -> None:
         self.ssm, self.recurrence = ssm, recurrence
@@ -243,10 +240,3 @@ class SSMState(LayerState):
     def stack(cls, states: Sequence[SSMState]) -> SSMState:
         """One batch after the other."""
         return cls(torch.cat([state.ssm for state in states]), states[0].recurrence)
-
-    def truncate(self, length: int) -> None:
-        """Always an error: the state holds all it has read at once."""
-        raise ZooError(
-            f"a recurrent state cannot be cut back to {length} positions: keep a clone() of the "
-            "cache at the place to return to"
-        )

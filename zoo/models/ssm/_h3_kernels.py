@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.errors import ZooError, check_choice
-from zoo.layers.cache import LayerState
+from zoo.layers.cache import ConstantState
 from zoo.layers.precision import at_least_fp32
 from zoo.ops import fft_conv, vandermonde_kernel
 
@@ -126,15 +126,13 @@ class Kernel(nn.Module):
         self.kernel = kernel
 
 
-class H3State(LayerState):
+class H3State(ConstantState):
     """States of the two SSMs of one layer.
 
     Attributes:
         shift: ``[B, d, N]``, the newest first.
         ssm: ``[B, P, P, H, N / 2]``, complex.
     """
-
-    constant_size = True
 
     def __init__(self, shift: Tensor, ssm: Tensor) -> None:
         self.shift, self.ssm = shift, ssm
@@ -156,10 +154,3 @@ class H3State(LayerState):
     def stack(cls, states: Sequence[H3State]) -> H3State:
         """One batch after the other."""
         return cls(torch.cat([s.shift for s in states]), torch.cat([s.ssm for s in states]))
-
-    def truncate(self, length: int) -> None:
-        """Always an error: a recurrent state holds all it has read at once."""
-        raise ZooError(
-            f"a recurrent state cannot be cut back to {length} positions: keep a clone() of the "
-            "cache at the place to return to"
-        )
