@@ -6,6 +6,7 @@ import time
 from functools import partial
 
 import torch
+from matplotlib.ticker import NullFormatter
 from torch import Tensor, nn
 
 from zoo.models.ssm._backbone import ResidualBlock
@@ -135,6 +136,7 @@ class Costs(Measurement):
             values = [row[column] for row in rows.values()]
             plain(axes).barh(list(rows), values, color=BLUE)
             axes.set(title=titles[column], xscale="log")
+            axes.xaxis.set_minor_formatter(NullFormatter())  # powers of ten alone have room
             axes.invert_yaxis() if column == 0 else None
         return rendered(figure)
 
