@@ -16,6 +16,7 @@ _EXPORTS = {
     "list_models": "zoo.models.registry",
     "model_info": "zoo.models.registry",
     "create_layer": "zoo.models.ssm.mamba360",
+    "load": "zoo.predictor",
     "load_pretrained": "zoo.checkpoints",
 }
 

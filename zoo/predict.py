@@ -25,8 +25,7 @@ from zoo.runs.folder import resolve_checkpoint
 from zoo.show import print_table, say
 
 if TYPE_CHECKING:
-    from zoo.data.base import DataModule
-    from zoo.tasks.base import Task
+    from zoo.predictor import Predictor
 
 SHOWN = 20
 
@@ -77,12 +76,12 @@ def main(argv: list[str]) -> int:
     from zoo.devices import usable_device
 
     quiet()
-    device = usable_device(arguments.device)
-    task, data = _load(arguments, source)
-    task.to(device)
+    usable_device(arguments.device)
+    predictor = _load(arguments, source)
+    task = predictor.task
     inputs = task.find_inputs(arguments.files)
     with part_folder("--output", output) as part:
-        rows = task.predict_files(inputs, data, part)
+        rows = task.predict_files(inputs, predictor.data, part)
         columns = list(dict.fromkeys(column for row in rows for column in row))
         _write_table(rows, columns, part / "predictions.csv")
         output = place(part, output)
@@ -115,6 +114,8 @@ def _check_model(arguments: argparse.Namespace) -> Path | None:
             "RECIPE --pretrained FILE"
         )
     if arguments.checkpoint is not None:
+        if arguments.pretrained is not None:
+            raise ZooError("--checkpoint has weights: leave --pretrained out, or give --recipe")
         return resolve_checkpoint(arguments.checkpoint)
     if arguments.pretrained is None:
         name = f"--model {arguments.model}" if arguments.model else f"--recipe {arguments.recipe}"
@@ -126,26 +127,19 @@ def _check_model(arguments: argparse.Namespace) -> Path | None:
     return path
 
 
-def _load(arguments: argparse.Namespace, source: Path | None) -> tuple[Task, DataModule]:
-    from zoo.cli import Recipe
+def _load(arguments: argparse.Namespace, source: Path | None) -> Predictor:
+    from zoo.predictor import classifier, load
 
-    if arguments.checkpoint is not None:
-        from zoo.runs import read_checkpoint
-
-        checkpoint = read_checkpoint(source)
-        recipe, _ = Recipe.of_checkpoint(checkpoint, source, allowed=arguments.allow_class)
-        task, data = recipe.build()
-        task.load_weights(checkpoint)
-        return task, data
-    if arguments.recipe is not None:
-        weights = f"--model.init_args.pretrained={arguments.pretrained}"
-        return Recipe(source, [weights]).build()
-    from zoo.tasks.vision.classification import ImageClassification
-
-    task = ImageClassification(
-        arguments.model, arguments.num_classes, pretrained=arguments.pretrained
+    if arguments.model is not None:
+        return classifier(
+            arguments.model, arguments.pretrained, arguments.num_classes, arguments.device
+        )
+    return load(
+        source,
+        pretrained=arguments.pretrained,
+        device=arguments.device,
+        allowed=arguments.allow_class,
     )
-    return task, task.default_data()
 
 
 if __name__ == "__main__":
