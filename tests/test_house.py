@@ -33,7 +33,7 @@ FLOORS = (
     ("runs",),
     ("recipe_errors", "trainer_errors"),
     ("cli",),
-    ("proofs", "bench"),
+    ("proofs", "bench", "predictor"),
     ("list", "info", "convert", "cp"),
     ("train", "evaluate", "predict", "generate", "prove"),
     ("__main__",),

@@ -1,4 +1,4 @@
-"""``zoo.load(...).predict(...)``: what ``zoo predict`` writes, of whatever a picture or a sound is in."""
+"""``zoo.load(...).predict(...)``: what ``zoo predict`` writes, whatever a picture is in."""
 
 import numpy as np
 import pytest

@@ -199,7 +199,7 @@ def _picture(value: Any) -> Image.Image:
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if np.issubdtype(array.dtype, np.floating):
-        if not (np.isfinite(array).all() and 0 <= array.min() and array.max() <= 1):
+        if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
             raise ZooError(
                 "predict: a picture of floats has values outside of 0..1: scale it, or give bytes"
             )
@@ -209,8 +209,8 @@ def _picture(value: Any) -> Image.Image:
         array = None
     if array is None or not (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (3, 4))):
         raise ZooError(
-            f"predict: a picture of shape {list(value.shape)} and {value.dtype}, expected [H, W] or "
-            "[H, W, 3 or 4] (tensors [1 or 3, H, W]) of bytes or of floats in 0..1, or 16 bits "
+            f"predict: a picture of shape {list(value.shape)} and {value.dtype}, expected [H, W] "
+            "or [H, W, 3 or 4] (tensors [1 or 3, H, W]) of bytes or of floats in 0..1, or 16 bits "
             "[H, W]; give other pictures as files"
         )
     return Image.fromarray(np.ascontiguousarray(array))
