@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import itertools
 
 import pytest
@@ -42,57 +43,80 @@ def leaf(t, dtype):
     return None if t is None else t.detach().to(dtype).requires_grad_()
 
 
+def run(function, dtype, arrange, x, weight, bias, initial, ids, dout, dfinal, activation):
+    """Output, final state and all gradients."""
+    parameter = torch.promote_types(dtype, torch.float32)
+    dtypes = (dtype, parameter, parameter, dtype)
+    leaves = [leaf(t, d) for t, d in zip((x, weight, bias, initial), dtypes, strict=True)]
+    out, final = function(
+        arrange(leaves[0]), leaves[1], leaves[2], ids, leaves[3], True, activation
+    )
+    assert out.dtype == final.dtype == dtype
+    ((out.double() * dout).sum() + (final.double() * dfinal).sum()).backward()
+    return [out.detach(), final.detach(), *(t.grad for t in leaves if t is not None)]
+
+
+@functools.cache
+def problems() -> list[tuple[tuple, list[torch.Tensor]]]:
+    """Arguments of :func:`run` and what the reference answers in float64."""
+    torch.manual_seed(0)
+    found = []
+    for ((B, D, L), width), extra, activation in itertools.product(
+        PROBLEMS, ("", "seq_idx", "initial"), (None, "silu")
+    ):
+        problem = (
+            exact(B, D, L),
+            exact(D, width),
+            exact(D) if activation else None,
+            exact(B, D, width - 1) if extra == "initial" else None,
+            torch.randint(-1, 3, (B, L)).sort(1).values.int() if extra == "seq_idx" else None,
+            exact(B, D, L),
+            exact(B, D, width - 1),
+            activation,
+        )
+        expected = run(causal_conv1d_reference, torch.float64, LAYOUTS["rows"], *problem)
+        found.append((problem, expected))
+    return found
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_equals_reference(cpu_variant, dtype, layout):
     """Outputs, final states and all gradients against float64."""
-    torch.manual_seed(0)
-    parameter = torch.promote_types(dtype, torch.float32)
     worst = 0.0
-    for ((B, D, L), width), extra, activation in itertools.product(
-        PROBLEMS, ("", "seq_idx", "initial"), (None, "silu")
-    ):
-        x, weight = exact(B, D, L), exact(D, width)
-        b = exact(D) if activation else None
-        initial = exact(B, D, width - 1) if extra == "initial" else None
-        ids = torch.randint(-1, 3, (B, L)).sort(1).values.int() if extra == "seq_idx" else None
-        dout, dfinal = exact(B, D, L), exact(B, D, width - 1)
-
-        def run(function, dtype, parameter, arrange, x=x, weight=weight, b=b, initial=initial,
-                ids=ids, dout=dout, dfinal=dfinal, activation=activation):  # fmt: skip
-            dtypes = (dtype, parameter, parameter, dtype)
-            leaves = [leaf(t, d) for t, d in zip((x, weight, b, initial), dtypes, strict=True)]
-            out, final = function(
-                arrange(leaves[0]), leaves[1], leaves[2], ids, leaves[3], True, activation
-            )
-            assert out.dtype == final.dtype == dtype
-            ((out.double() * dout).sum() + (final.double() * dfinal).sum()).backward()
-            return [out, final, *(t.grad for t in leaves if t is not None)]
-
-        ours = run(causal_conv1d, dtype, parameter, LAYOUTS[layout])
-        expected = run(causal_conv1d_reference, torch.float64, torch.float64, LAYOUTS["rows"])
+    for problem, expected in problems():
+        ours = run(causal_conv1d, dtype, LAYOUTS[layout], *problem)
         for a, e in zip(ours, expected, strict=True):
             worst = max(worst, error(a, e))
     assert worst < TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-def test_update_equals_reference(cpu_variant, dtype):
+@functools.cache
+def update_problems() -> list[tuple[tuple, torch.Tensor, torch.Tensor]]:
+    """Arguments of an update, the reference's output and state in float64."""
     torch.manual_seed(0)
+    found = []
     for (B, D), length, width, spare, circular, activation in itertools.product(
         ((2, 5), (1, 33)), (None, 1, 7), [*WIDTHS, 64], (0, 1, 3), (False, True), (None, "silu")
     ):
-        size = width - 1 + spare
         x = exact(B, D) if length is None else exact(B, D, length)
-        state, weight, bias = exact(B, D, size), exact(D, width), exact(D)
+        state, weight, bias = exact(B, D, width - 1 + spare), exact(D, width), exact(D)
         seen = torch.randint(0, 9, (B,)).int() if circular else None
-        ours, expected = state.to(dtype), state.clone()
+        after = state.clone()
+        out = causal_conv1d_update_reference(x, after, weight, bias, activation, seen)
+        found.append(((x, state, weight, bias, activation, seen), out, after))
+    return found
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_update_equals_reference(cpu_variant, dtype):
+    for (x, state, weight, bias, activation, seen), expected, after in update_problems():
+        ours = state.to(dtype, copy=True)
         out = causal_conv1d_update(
             x.to(dtype), ours, weight.to(dtype), bias.to(dtype), activation, seen
         )
-        reference = causal_conv1d_update_reference(x, expected, weight, bias, activation, seen)
-        assert error(out, reference) < TOLERANCE[dtype]
-        assert error(ours, expected) == 0
+        assert error(out, expected) < TOLERANCE[dtype]
+        assert error(ours, after) == 0
 
 
 @pytest.mark.parametrize("width", [1, 4, 7])
@@ -141,11 +165,13 @@ def test_gradcheck():
                 x if rows else x.mT, w, b, None, i, True, "silu"
             ),
             (x, double(4, width), double(4), double(2, 4, width - 1)),
+            fast_mode=True,
         )
     state = torch.randn(2, 4, 3, dtype=torch.float64)
     assert torch.autograd.gradcheck(
         lambda x, w, b: causal_conv1d_update(x, state.clone(), w, b, "silu"),
         (double(2, 4), double(4, 4), double(4)),
+        fast_mode=True,
     )
 
 

@@ -119,7 +119,7 @@ def test_gradcheck(dtype, form, reverse):
     assert torch.autograd.gradcheck(
         lambda a, b, i: diagonal_scan(a, b, initial_state=i, reset=reset, reverse=reverse,
                                       return_last_state=True),
-        (a, b, initial),
+        (a, b, initial), fast_mode=True
     )  # fmt: skip
 
 

@@ -97,9 +97,13 @@ def test_gradients(cpu_variant):
     x, v = modes(2, 5).requires_grad_(), torch.randn(2, 2, 5, dtype=torch.complex128)
     u = torch.randn(2, 2, 19, dtype=torch.float64).requires_grad_()
     v.requires_grad_()
-    assert torch.autograd.gradcheck(lambda v, x: vandermonde_kernel(v, x, 19), (v, x))
-    assert torch.autograd.gradcheck(vandermonde_transpose, (u, x))
-    assert torch.autograd.gradcheck(lambda v: vandermonde_kernel(v, x.detach(), 19), v)
+    assert torch.autograd.gradcheck(
+        lambda v, x: vandermonde_kernel(v, x, 19), (v, x), fast_mode=True
+    )
+    assert torch.autograd.gradcheck(vandermonde_transpose, (u, x), fast_mode=True)
+    assert torch.autograd.gradcheck(
+        lambda v: vandermonde_kernel(v, x.detach(), 19), v, fast_mode=True
+    )
     for function in (lambda x: vandermonde_kernel(v, x, 7), lambda x: vandermonde_transpose(u, x)):
         first = torch.autograd.grad(function(x).abs().sum(), x, create_graph=True)[0]
         with pytest.raises(ZooError, match="no second derivative"):
