@@ -32,7 +32,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from types import FrameType, FunctionType
 from typing import Any
@@ -41,92 +42,16 @@ import pytest
 import yaml
 
 from tests import fingerprints
+from tests.guards import CONFORMANCE, ROOT, Guards, guards, is_of, module_of
 from tests.mutations import Mutant, mutants
 from tests.patching import NotInPlace, functions_of, learn, patch
-from tests.test_house import imports, modules
-from zoo.models._catalogue import catalogue
 
-ROOT = Path(__file__).resolve().parent.parent
 SURVIVORS = ROOT / "tests" / "survivors.yaml"
 RECORD = ROOT / "docs" / "mutations.md"
 LIMIT = 0.05
-CONFORMANCE = "tests/models/test_conformance.py"
-#: Tests of the conformance suite about matters that no change of a formula touches.
-SLOW = ("compile", "export", "int8", "bfloat16", "autocast", "adapters")
+#: Seconds of processor time for the tests of a file: the cheapest of those that can notice.
+BUDGET = 40.0
 QUIET = ["-q", "-s", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header"]
-
-
-@dataclass
-class Guards:
-    """What notices a fault in a file.
-
-    Attributes:
-        cases: files of fingerprints.
-        functions: files of tests, perhaps with ``::test``.
-        suite: parts of the names of the conformance tests that belong to it.
-    """
-
-    cases: list[Path]
-    functions: list[str]
-    suite: list[tuple[str, ...]] = field(default_factory=list)
-
-    def holds(self, item: pytest.Item) -> bool:
-        """Whether a test belongs to them."""
-        name = item.nodeid
-        if name.startswith(CONFORMANCE) and CONFORMANCE not in self.functions:
-            return any(all(word in name for word in part) for part in self.suite) and not any(
-                word in name for word in SLOW
-            )
-        return any(
-            name == f or name.startswith((f"{f}::", f"{f}[", f"{f}/")) for f in self.functions
-        )
-
-
-def guards(file: Path) -> Guards:
-    """The guards of a source file by its place."""
-    inner = file.relative_to("zoo")
-    beside, name = Path("tests") / inner.parent, inner.stem.lstrip("_")
-    stems = {path.stem.lstrip("_") for path in file.parent.glob("*.py")} - {name}
-    tests = sorted(beside.glob("test_*.py"))
-    functions = [str(t) for t in tests if t.stem.removeprefix("test_") not in stems]
-    for own in (beside / f"{inner.stem}.yaml", beside / f"{name}.yaml"):
-        if own.exists():
-            models = [e.name for e in catalogue().values() if e.module == module_of(file)]
-            suite = [(f"{own.parent.name}-{own.stem}",), *(("declared_count", m) for m in models)]
-            return Guards([own], functions, suite)
-    above = dependents(module_of(file))
-    package = module_of(file).rpartition(".")[0]
-    users = {
-        module.rpartition(".")[2].lstrip("_")
-        for module in above
-        if module.startswith(f"{package}.")
-    }
-    functions = [str(t) for t in tests if str(t) in functions or t.stem[len("test_") :] in users]
-    shared = sorted(Path("tests").glob("*/**/*.yaml"))
-    return Guards([path for path in shared if reaches(path, above)], functions)
-
-
-def dependents(module: str) -> set[str]:
-    """A module of zoo, and those that import it, directly or not."""
-    found, more = {module}, {module}
-    graph = {name: set(imports(file)) for name, file in modules().items()}
-    while more:
-        more = {name for name, targets in graph.items() if targets & found} - found
-        found |= more
-    return found
-
-
-def reaches(path: Path, above: set[str]) -> bool:
-    """Whether a case of a file of fingerprints can execute one of these modules."""
-    for case in fingerprints.load(path).values():
-        entry = catalogue().get(case.model)
-        places = {
-            entry.module if entry else case.model.partition(":")[0],
-            case.call.partition(":")[0],
-        }
-        if places & above or any(place.startswith("tests.") for place in places):
-            return True
-    return False
 
 
 @dataclass
@@ -189,11 +114,15 @@ class Session:
         path = str(ROOT / file)
         kept = self.guards(file)
         cases = [f"{p}:{name}" for p in kept.cases for name in fingerprints.load(p)]
-        items = [name for name, item in self.items.items() if kept.holds(item)]
+        suite = [name for name, item in self.items.items() if kept.in_suite(item)]
+        groups = [(cases, True), (suite, True)]
+        for place in (*kept.functions, *kept.near):
+            names = [name for name in self.items if is_of(name, place)]
+            groups.append((names, place in kept.functions))
         living = changes
-        for names in (cases, items):
-            if living:
-                self.measure(names)
+        for names, own in groups:
+            names = self.measure(names, own) if living else []
+            if any(self.hit(path, m, names) for m in living):
                 learn(path, ast.parse(source))
                 functions = functions_of(path)
                 living = [m for m in living if self.survives(file, tree, m, names, functions)]
@@ -220,14 +149,27 @@ class Session:
         """Whether too much survives, or something without a reason."""
         return self.broken or self.unexplained > 0 or self.alive > LIMIT * self.changed
 
-    def measure(self, names: list[str]) -> None:
-        """Run guards on the files as they are, if that was not done yet."""
+    def measure(self, names: list[str], own: bool) -> list[str]:
+        """Run guards on the files as they are, if that was not done yet, until the time is up.
+
+        Args:
+            names: of the guards.
+            own: of the file's own place, where they must pass.
+
+        Returns:
+            Those that pass.
+        """
         new = [name for name in names if name not in self.seen]
-        if not new:
-            return
-        found = fork(lambda: self._measure(new), 3600)
-        if found is None:
+        found = fork(lambda: self._measure(new), 3600) if new else None
+        if new and found is None:
+            if not own:
+                return []
             raise Broken("the guards broke down on the file as it is")
+        if found is not None:
+            self._learn(found, strict=own)
+        return [name for name in names if name in self.seen]
+
+    def _learn(self, found: dict[str, Any], strict: bool) -> None:
         for name in found["modules"]:
             if not name.startswith(("tests", "test_", "conftest")):
                 with contextlib.suppress(Exception):
@@ -235,19 +177,23 @@ class Session:
         for name, (seconds, lines) in found["seen"].items():
             seen = {file: set(numbers) for file, numbers in lines.items()}
             self.seen[name] = Seen(seconds, seen)
-        if found["faults"]:
+        if found["faults"] and strict:
             raise Broken(f"fails as it is: {found['faults'][0]}")
 
     def _measure(self, names: list[str]) -> dict[str, Any]:
         seen, faults = {}, []
         files = {str(ROOT / file) for file in self.files}
+        until = time.process_time() + 2 * BUDGET  # watched, all is slower
         for name in names:
+            if time.process_time() > until:
+                break
             with tracing(files) as lines:
                 began = time.process_time()
                 passes = self.passes([name])
                 seconds = time.process_time() - began
-            seen[name] = seconds, {file: sorted(numbers) for file, numbers in lines.items()}
-            if not passes:
+            if passes:
+                seen[name] = seconds, {file: sorted(numbers) for file, numbers in lines.items()}
+            else:
                 faults.append(name)
         return {"seen": seen, "faults": faults, "modules": list(sys.modules)}
 
@@ -271,6 +217,14 @@ class Session:
                     return False
         return True
 
+    def hit(self, path: str, mutant: Mutant, names: list[str]) -> list[str]:
+        """The cheapest of these guards that execute the changed line."""
+        lines = set(mutant.lines)
+        hit = [n for n in names if (found := self.seen[n].lines.get(path)) and is_hit(lines, found)]
+        hit.sort(key=lambda name: self.seen[name].seconds)
+        spent = list(accumulate(self.seen[name].seconds for name in hit))
+        return [name for name, sum_ in zip(hit, spent, strict=True) if sum_ < BUDGET] or hit[:1]
+
     def survives(
         self,
         file: Path,
@@ -280,9 +234,8 @@ class Session:
         functions: list[FunctionType],
     ) -> bool:
         """Whether none of these guards that executes the changed line notices."""
-        path, lines = str(ROOT / file), set(mutant.lines)
-        hit = [n for n in names if (found := self.seen[n].lines.get(path)) and is_hit(lines, found)]
-        hit.sort(key=lambda name: self.seen[name].seconds)
+        path = str(ROOT / file)
+        hit = self.hit(path, mutant, names)
 
         def attempt() -> bool:
             mutant.apply()
@@ -305,11 +258,6 @@ def is_hit(lines: set[int], executed: set[int]) -> bool:
 
 class Broken(Exception):
     """The guards do not pass on the file as it is."""
-
-
-def module_of(file: Path) -> str:
-    """A source file's module."""
-    return ".".join(file.with_suffix("").parts).removesuffix(".__init__")
 
 
 @contextlib.contextmanager
@@ -402,7 +350,8 @@ def main(arguments: list[str] | None = None) -> int:
     session = Session(options)
     tests = {CONFORMANCE: None}
     for file in options.files:
-        tests.update(dict.fromkeys(session.guards(file).functions))
+        kept = session.guards(file)
+        tests.update(dict.fromkeys((*kept.functions, *kept.near)))
     code = pytest.main([*QUIET, *tests], plugins=[session])
     return int(session.failed or code not in (0, 5))
 

@@ -131,3 +131,68 @@ def test_motion_models_report_where_the_object_was_seen(make):
     state = motion.begin(box)
     motion.predict([state], [False])
     np.testing.assert_allclose(motion.correct(state, box), box, atol=1e-9)
+
+
+def in_full(box, motions, seen):
+    """The filter by its textbook equations, for frames of which some are seen; DeepSORT's noise."""
+    H = np.eye(4, 8)
+    F = np.block([[np.eye(4), np.eye(4)], [np.zeros((4, 4)), np.eye(4)]])
+
+    def squares(height, place, speed, aspect, aspect_speed):
+        a, b = place * height, speed * height
+        return np.diag([a * a, a * a, aspect**2, a * a, b * b, b * b, aspect_speed**2, b * b])
+
+    def aspect(x, y, w, h):
+        return np.array([x, y, w / h, h])
+
+    m = np.concatenate([aspect(*box), [0, 0, 0, 0]])
+    P = squares(box[3], 2 / 20, 10 / 160, 1e-2, 1e-5)
+    reported, was_seen = [], True
+    for z, is_seen in zip(motions, seen, strict=True):
+        if not was_seen:
+            m[7] = 0
+        Q = squares(m[3], 1 / 20, 1 / 160, 1e-2, 1e-5)
+        m, P = F @ m, F @ P @ F.T + Q
+        reported.append([m[0], m[1], m[2] * m[3], m[3]])
+        if is_seen:
+            R = np.diag([(m[3] / 20) ** 2, (m[3] / 20) ** 2, 1e-2, (m[3] / 20) ** 2])
+            K = P @ H.T @ np.linalg.inv(H @ P @ H.T + R)
+            m = m + K @ (aspect(*z) - H @ m)
+            P = (np.eye(8) - K @ H) @ P
+            reported.append([m[0], m[1], m[2] * m[3], m[3]])
+        was_seen = is_seen
+    return np.array(reported)
+
+
+def test_kalman_filter_is_the_textbooks():
+    draw = np.random.default_rng(3)
+    frames = np.array([100.0, 90, 40, 80]) + draw.uniform(-9, 9, (9, 4)).cumsum(0)
+    seen = [True, True, False, True, True, False, False, True]
+    motion = KalmanMotion()
+    still, state = motion.begin(np.array([7.0, 8, 9, 10])), motion.begin(frames[0])
+    reported, lost = [], False
+    for frame_, is_seen in zip(frames[1:], seen, strict=True):
+        reported.append(motion.predict([still, state], [False, lost])[1])
+        if is_seen:
+            reported.append(motion.correct(state, frame_))
+        lost = not is_seen
+    np.testing.assert_allclose(reported, in_full(frames[0], frames[1:], seen), rtol=1e-9)
+    np.testing.assert_allclose(still.mean, [7, 8, 0.9, 10, 0, 0, 0, 0], atol=1e-12)
+
+
+def test_histories_of_boxes_and_their_changes():
+    motion = TrackSSMMotion(GoesOn(), 640, 360)
+    state = motion.begin(np.array([10.0, 20, 30, 40]))
+    assert np.array(state).tolist() == [[10, 20, 30, 40, 0, 0, 0, 0]]
+    motion.correct(state, np.array([11.0, 22, 33, 44]))  # in the frame where it began
+    assert np.array(state).tolist() == [[11, 22, 33, 44, 1, 2, 3, 4]]
+    other = motion.begin(np.array([1.0, 2, 3, 4]))
+    boxes = motion.predict([state, other], [False, False])
+    np.testing.assert_allclose(boxes, [[12, 24, 36, 48], [1, 2, 3, 4]])
+    np.testing.assert_allclose(state[-1], [12, 24, 36, 48, 1, 2, 3, 4])
+    assert motion.correct(state, np.array([14.0, 24, 34, 44])).tolist() == [14, 24, 34, 44]
+    np.testing.assert_allclose(state, [[11, 22, 33, 44, 1, 2, 3, 4], [14, 24, 34, 44, 3, 2, 1, 0]])
+    for _ in range(4):
+        motion.predict([state], [True])
+    np.testing.assert_allclose([row[0] for row in state], [14, 17, 20, 23, 26])
+    assert motion.predict([], []).shape == (0, 4)
