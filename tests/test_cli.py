@@ -208,6 +208,7 @@ def test_a_logger_that_is_not_installed_is_one_line(in_tmp_path, capsys, name):
     assert "tiny.yaml: trainer: " in line and package in line and "install" in line
 
 
+@pytest.mark.slow
 def test_a_callback_finds_the_size_of_the_batches(in_tmp_path, capsys):
     finder = {"class_path": "lightning.pytorch.callbacks.BatchSizeFinder"}
     finder["init_args"] = {"max_trials": 1, "steps_per_trial": 1, "init_val": 64}
@@ -300,6 +301,7 @@ def test_evaluation_takes_one_device(tmp_path, trained_run, capsys):
     assert "trainer: " in error_of(capsys, zoo.evaluate.main([*arguments, *output, *wrong]))
 
 
+@pytest.mark.slow
 def test_finished_run_goes_on_with_more_epochs(trained_run, in_tmp_path):
     checkpoint = str(trained_run / "checkpoints/last.ckpt")
     assert zoo.train.main(["--ckpt_path", checkpoint, "--trainer.max_epochs", "4"]) == 0
@@ -324,6 +326,7 @@ def test_runs_of_one_second_have_folders_of_their_own(in_tmp_path, monkeypatch):
     assert latest_run(root, "a/b").name == f"{stamp}-12"
 
 
+@pytest.mark.slow
 def test_a_new_run_takes_no_folder_that_is_there(in_tmp_path, monkeypatch):
     monkeypatch.setattr("zoo.runs.folder.time.strftime", lambda _: "now")
     recipe = str(tiny_recipe(in_tmp_path, data__init_args__batch_size=628))

@@ -35,7 +35,6 @@ def losses(folder) -> list[float]:
     return [float(row[name]) for row in rows for name in names if row[name]]
 
 
-@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path, monkeypatch):
     """The command, at the same global batch."""
     settings = dict(

@@ -2,7 +2,6 @@
 
 import platform
 
-import pytest
 import torch
 
 from tests.kills import differences, finish, kill_at, last_step, only_run
@@ -16,7 +15,6 @@ KILL_AT = STEPS_PER_EPOCH + 2 * EVERY + 2  # in epoch 1, between two checkpoints
 LEFT = f".last.ckpt.{platform.node().partition('.')[0]}-999999999.0.part"
 
 
-@pytest.mark.slow
 def test_killed_and_resumed_run_ends_with_the_same_numbers(tmp_path):
     everything_random = dict(
         model__init_args__ema_decay=0.9,

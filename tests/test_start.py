@@ -147,6 +147,7 @@ def papers(run: dict) -> set[str]:
     }
 
 
+@pytest.mark.slow
 def test_timm_knows_the_backbones_without_their_papers():
     run = loaded(
         "    import zoo, timm\n"
@@ -171,6 +172,7 @@ def test_a_model_costs_timm_and_its_own_paper():
     assert len(others) < 25, sorted(others)
 
 
+@pytest.mark.slow
 def test_the_first_step_of_the_quickstart():
     """Beyond what Lightning itself imports: timm, the parser, and what this recipe is about."""
     lightning = loaded("    import lightning.pytorch")

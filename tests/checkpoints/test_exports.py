@@ -63,6 +63,7 @@ def test_of_two_processes_that_make_the_same_the_first_wins(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.ready", "b.ready", "model"]
 
 
+@pytest.mark.slow
 def test_of_two_exports_under_one_name_both_are_kept(tmp_path):
     folder = tmp_path / "model"
     printed = race("export", folder)

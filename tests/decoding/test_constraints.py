@@ -11,6 +11,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from tests.causal_lms import make_target
 from tests.language_models import VOCAB, make_model, trials
+from tests.tiers import tiers
 from zoo.decoding import generate
 from zoo.decoding.constraints import Constraints, Stop, generation_settings, token_set
 from zoo.decoding.draft_model import trial_draft
@@ -57,7 +58,7 @@ def shaped() -> tuple[GenerationConfig, list]:
     return config, [NoTwin()]
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("kind", tiers(["llama", "gpt2"], slow={"llama"}))
 def test_every_method_writes_what_transformers_writes(kind: str) -> None:
     model = make_model(kind)
     config, processors = shaped()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.language_models import make_model, trials
+from tests.tiers import tiers
 from zoo.decoding import Method, Verdict, generate, list_methods, make_method
 from zoo.decoding.verify import Rejection
 
@@ -63,7 +64,7 @@ def limit(freedom: int) -> float:
     return freedom * (1 - part + 3.72 * part**0.5) ** 3
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", tiers(METHODS, slow={"hidden_transfer", "token_recycling"}))
 def test_sampled_text_is_the_models_own(name: str) -> None:
     value, freedom = statistic(dict(trials(model()))[name])
     assert freedom > 20

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.language_models import VOCAB, make_model, trials
+from tests.tiers import tiers
 from zoo.decoding import Method, Sampler, Tree, generate
 from zoo.decoding.draft_model import trial_draft
 from zoo.decoding.method import Run
@@ -26,7 +27,7 @@ def plain_greedy(model, prompt: torch.Tensor, count: int = NEW) -> list[int]:
     return out[0, len(prompt) :].tolist()
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("kind", tiers(MODELS, slow={"qwen2", "mistral", "gpt2"}))
 def test_every_method_gives_the_models_own_greedy_text(kind: str) -> None:
     model = make_model(kind)
     torch.manual_seed(3)

@@ -48,6 +48,7 @@ def test_every_kind_of_model_writes_its_own_text(name: str) -> None:
     assert found.kind == TARGETS[name].kind
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["Granite", "Llama 4", "BLOOM", "Bamba", "RWKV", "T5"])
 def test_every_method_on_one_model_of_each_kind(name: str) -> None:
     model, ids = make_target(name), torch.cat([prompt(7), prompt(7, seed=2)])

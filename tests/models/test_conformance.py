@@ -13,7 +13,7 @@ import fnmatch
 import functools
 import io
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ import zoo
 from tests.fingerprints import Case, load, tensors
 from tests.formula import fill, uniform
 from tests.settings import digest, known
+from tests.tiers import all_but_first
 from zoo.errors import ZooError
 
 FILES = sorted(Path(__file__).parent.glob("*/*.yaml"))
@@ -99,9 +100,11 @@ def representatives() -> list[Case]:
 
 CASES = representatives()
 FIRST = [next(group) for _, group in itertools.groupby(CASES, key=lambda case: case.file)]
+#: Where compilers work, the first of a family stands for it.
+SLOW = all_but_first(FIRST, lambda case: case.file.parent)
 
 
-def each(cases: list[Case]) -> Callable:
+def each(cases: list[Case], slow: Collection[Case] = ()) -> Callable:
     """Parametrise a test; excluded ones must fail."""
 
     def decorate(test: Callable) -> Callable:
@@ -119,6 +122,8 @@ def each(cases: list[Case]) -> Callable:
                 pytest.mark.xfail(reason=reason, strict=not reason.endswith("rounding changes"))
                 for reason in reasons
             ]
+            if case in slow:
+                marks.append(pytest.mark.slow)
             label = f"{case.file.parent.name}-{case.file.stem}-{case.model}"
             return pytest.param(case, marks=marks, id=label)
 
@@ -410,7 +415,7 @@ def fresh_compiler():
     torch.compiler.reset()
 
 
-@each(FIRST)
+@each(FIRST, SLOW)
 def test_compile(case, fresh_compiler):
     """One graph without breaks, run as it is: what a backend does with ops is theirs to test."""
     model = built(case)
@@ -420,7 +425,7 @@ def test_compile(case, fresh_compiler):
     torch.testing.assert_close(outputs, forward(case, model), rtol=1e-4, atol=1e-5)
 
 
-@each(FIRST)
+@each(FIRST, SLOW)
 def test_export(case):
     model, inputs = built(case), case.arguments()
     program = torch.export.export(model, (), inputs)

@@ -262,6 +262,7 @@ def test_imports_load_no_more_than_they_need():
     assert made == ["Vim", "plainmamba_l1", "plainmamba_l2", "plainmamba_l3"]
 
 
+@pytest.mark.slow
 def test_timm_knows_the_models_if_it_was_there_first():
     code = "import timm, zoo; print(*timm.list_models('plainmamba*'))"
     assert run(code) == "plainmamba_l1 plainmamba_l2 plainmamba_l3\n"

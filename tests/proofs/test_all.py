@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.tiers import tiers
 from tests.tiny import ROOT
 from zoo.cli import Recipe
 from zoo.proofs import trained
@@ -15,7 +16,29 @@ from zoo.proofs.decoding import _unit_language
 from zoo.proofs.results import draw, judge
 from zoo.proofs.run import read_proofs
 
-FILES = sorted(ROOT.glob("recipes/*/*/proof.yaml"))
+SYSTEMS = sorted("/".join(f.parts[-3:-1]) for f in ROOT.glob("recipes/*/*/proof.yaml"))
+#: Whose trainings take seconds, short as they are.
+SLOW = [
+    "change/changemamba",
+    "decoding/kangaroo",
+    "decoding/specdec_pp",
+    "decoding/token_recycling",
+    "dense/medusa_medical",
+    "dense/mutual_inpainting",
+    "dense/prelude_net",
+    "dense/sfanet",
+    "dense/sinet",
+    "dense/taskexpert",
+    "dense/yonos_sr",
+    "multimodal/mmmamba",
+    "speech/samba_asr",
+    "ssm/sashimi",
+    "tracking/trackssm",
+    "vision/efficientvmamba",
+    "vision/mambamixer",
+    "vision/token_pruning",
+    "vision/upernet",
+]
 #: Settings of measurements that decide how long they take -> tiny ones.
 SMALL = {
     "steps": 2,
@@ -91,9 +114,9 @@ def shrink(measurement: Measurement) -> Measurement:
     return measurement
 
 
-@pytest.mark.parametrize("file", FILES, ids=["/".join(file.parts[-3:-1]) for file in FILES])
-def test_proof_runs(file: Path, tiny):
-    for number, proof in enumerate(read_proofs(file)):
+@pytest.mark.parametrize("system", tiers(SYSTEMS, slow=SLOW))
+def test_proof_runs(system: str, tiny):
+    for number, proof in enumerate(read_proofs(ROOT / "recipes" / system / "proof.yaml")):
         run = {name: shrink(m).measure(1) for name, m in proof.measurements.items()}
         result = judge(proof, {1: run}, [0.0])
         assert [i.text for i in result.inequalities] == proof.must_hold

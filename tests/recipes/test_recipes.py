@@ -11,6 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.language_models import make_model
+from tests.tiers import all_but_first
 from tests.tiny import ROOT
 from zoo.arguments import load_yaml
 from zoo.cli import Recipe, quiet
@@ -46,9 +47,16 @@ EXPORTS = {
 }
 
 
-def parameters(paths: list[Path]):
+def parameters(paths: list[Path], slow: list[Path] | None = None):
     assert paths
-    return [pytest.param(path, id="/".join(path.with_suffix("").parts[-3:])) for path in paths]
+    return [
+        pytest.param(
+            path,
+            id="/".join(path.with_suffix("").parts[-3:]),
+            marks=[pytest.mark.slow] if slow and path in slow else [],
+        )
+        for path in paths
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +164,10 @@ def exported(path: Path) -> None:
         _run.add(path)
 
 
-@pytest.mark.parametrize("path", parameters(RUNNABLE))
+ANOTHER_OF_A_TASK = all_but_first(RUNNABLE, lambda path: content_of(path)["model"]["class_path"])
+
+
+@pytest.mark.parametrize("path", parameters(RUNNABLE, ANOTHER_OF_A_TASK))
 def test_recipe_runs_two_steps(path: Path, place):
     assert path.read_text().startswith("#")
     exported(path)

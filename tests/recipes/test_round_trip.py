@@ -8,6 +8,7 @@ import pytest
 import yaml
 from jsonargparse import get_loader
 
+from tests.tiers import all_but_first, tiers
 from tests.tiny import ROOT, tiny_recipe
 from zoo.arguments import dump_yaml, load_yaml
 from zoo.cli import Recipe
@@ -44,7 +45,16 @@ def read_again(recipe: Recipe, folder: Path) -> Recipe:
     return again
 
 
-@pytest.mark.parametrize("path", RUNNABLE, ids=lambda path: "/".join(path.parts[-3:]))
+def classes(path: Path) -> tuple[str, str]:
+    content = load_yaml(path.read_text())
+    return content["model"]["class_path"], content["data"]["class_path"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    tiers(RUNNABLE, slow=all_but_first(RUNNABLE, classes)),
+    ids=lambda path: "/".join(path.parts[-3:]),
+)
 def test_every_recipe(path, tmp_path):
     recipe = Recipe(path)
     again = read_again(recipe, tmp_path)

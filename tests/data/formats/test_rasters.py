@@ -251,6 +251,7 @@ def test_unknown_pixels_take_no_part_in_the_scaling(tmp_path):
             assert not whole(raster)[0].any()
 
 
+@pytest.mark.slow
 def test_sizes_are_compared_with_the_file(tmp_path):
     """A file of some kilobytes may say that it has any number of empty tiles."""
     size = {"count": 1, "height": 200_000, "width": 200_000, "dtype": "uint8", "sparse_ok": True}

@@ -73,6 +73,7 @@ def test_shapes_and_learning(build):
     check_learning(model, lambda: total, (2, 1, 32, 48), but="bias")
 
 
+@pytest.mark.slow
 def test_vgg_takes_torchvisions_weights():
     import torchvision
 

@@ -46,6 +46,7 @@ def exported(name: str, folder: Path) -> str:
     return f"--model.init_args.{name.partition('=')[0]}={folder / name.partition('=')[2]}"
 
 
+@pytest.mark.slow
 def test_the_recipes_chain(folder):
     """Teacher, three stages, both variants: what learns, what rests, what is handed on."""
     _, _, scores = run("small", folder, exported("export=teacher", folder))
