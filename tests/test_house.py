@@ -35,7 +35,7 @@ FLOORS = (
     ("cli",),
     ("proofs", "bench", "predictor"),
     ("list", "info", "convert", "cp"),
-    ("train", "evaluate", "predict", "generate", "prove"),
+    ("train", "check", "evaluate", "predict", "generate", "prove"),
     ("__main__",),
 )
 #: Lines of a file. What is longer has a part that wants a place of its own.

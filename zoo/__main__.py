@@ -11,6 +11,7 @@ from zoo.errors import ZooError, suggest
 COMMANDS = {
     "train": "train a recipe, test the best checkpoint, draw pictures",
     "evaluate": "measure a run, a checkpoint, or published weights",
+    "check": "look at what a recipe would train on, without training",
     "predict": "apply a trained model to files of your own",
     "generate": "continue a text with a language model, several tokens per pass",
     "cp": "copy a recipe, to edit the copy",

@@ -20,6 +20,7 @@ SYSTEMS = sorted("/".join(f.parts[-3:-1]) for f in ROOT.glob("recipes/*/*/proof.
 #: Whose trainings take seconds, short as they are.
 SLOW = [
     "change/changemamba",
+    "decoding/clover",
     "decoding/kangaroo",
     "decoding/specdec_pp",
     "decoding/token_recycling",
@@ -29,9 +30,11 @@ SLOW = [
     "dense/sfanet",
     "dense/sinet",
     "dense/taskexpert",
+    "dense/wau",
     "dense/yonos_sr",
     "multimodal/mmmamba",
     "speech/samba_asr",
+    "ssm/mamba360",
     "ssm/sashimi",
     "tracking/trackssm",
     "vision/efficientvmamba",
