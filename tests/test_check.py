@@ -50,7 +50,7 @@ def test_what_is_odd_is_said(flowers, tmp_path, capsys, monkeypatch):
     ):
         assert line in said
     assert min(Image.open("seen/samples.png").size) > 200
-    assert {path.name for path in tmp_path.iterdir()} == {"seen", recipe.name}
+    assert {path.name for path in tmp_path.iterdir()} == {"seen", "recipes"}
     assert "exists already" in error_of(capsys, zoo.check.main([str(recipe), "--output", "seen"]))
 
 
