@@ -103,7 +103,7 @@ def _of_stranger(random: Random) -> None:
              "evil.yaml", {"_target_": f"{STRANGER}.Thing"}, {f"{STRANGER}.Thing": {}})
         )  # fmt: skip
         place = random.choice((*_HOLES, *(place for place, _ in _places(content))))
-        _put(content, place, value)
+        _put(content, place, copy.deepcopy(value))  # it may be put into itself
     sys.path.insert(0, os.getcwd())
     told = f"a stranger's recipe: {dump_yaml(content)[:3000]}"
     text = dump_yaml(content)

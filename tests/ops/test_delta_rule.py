@@ -194,6 +194,7 @@ def test_has_no_second_derivative():
         (dict(initial_state=torch.zeros(1, 2, 5, 3)), "expected (1, 2, 3, 5)"),
         (dict(v=torch.zeros(1, 4, 2, 5, device="meta")), "v is on meta and q on cpu"),
         (dict(beta=torch.zeros(1, 4, 2, dtype=torch.int64)), "beta must be float32"),
+        (dict(beta=None), "beta is missing"),
     ],
 )
 def test_wrong_arguments(change, words):
@@ -201,3 +202,12 @@ def test_wrong_arguments(change, words):
     with pytest.raises(ZooError) as caught:
         delta_rule(**({"q": q, "k": q, "v": v, "beta": q[..., 0]} | change))
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("v", [torch.tensor(1.0), torch.ones(1, 4, 2, 5, dtype=torch.int64)])
+def test_the_normalised_form_refuses_what_the_other_does(v):
+    q = torch.zeros(1, 4, 2, 3)
+    for normalize in (False, True):
+        for function in (linear_attention, linear_attention_reference):
+            with pytest.raises(ZooError, match="v"):
+                function(q, q, v, normalize=normalize)

@@ -178,7 +178,13 @@ def test_butterfly_sizes_and_refusals():
         (2,), (16,), (16, 2), (16, 16, 16), (16, 16, 16, 2)]  # fmt: skip
     u, k = torch.randn(3, 8), torch.randn(3, 8)
     for call, words in (
-        (lambda: butterfly_sizes(12), "power of two"),
+        (lambda: butterfly_sizes(12), "n must be a power of two"),
+        (lambda: butterfly_sizes(16, 1), "largest must be a power of two"),
+        (lambda: butterfly_sizes(16.0), "power of two"),
+        (lambda: butterfly_fft(u, (-2, -4)), "whole numbers"),
+        (lambda: butterfly_fft(u, (2, 4), [torch.randn(5, 2, 2), None]), "broadcast"),
+        (lambda: butterfly_conv(u, k, ()), "whole numbers"),
+        (lambda: butterfly_conv(u, k, (4.0, 4.0)), "whole numbers"),
         (lambda: butterfly_fft(u, (2, 3)), "multiply to the length"),
         (lambda: butterfly_fft(u, (2, 4), [None]), "each of 2 sizes"),
         (lambda: butterfly_fft(u, (2, 4), [None, torch.randn(2, 2)]), "size 4"),
@@ -218,6 +224,8 @@ def test_state_passing_refuses():
     for arguments, words in (
         ((u[0], A, A, A), "u must be"), ((u, A.real, A, A), "log_A must be"),
         ((u, A, A[:2], A), "B must be"), ((u, A, A, A.to(torch.complex128)), "C must be"),
+        ((u, A, A, A, torch.randn(5)), "D must be"), ((u.double(), A, A, A), "u must be"),
+        ((u, A, A, A, torch.randn(3).double()), "D must be"),
     ):  # fmt: skip
         with pytest.raises(ZooError, match=words):
             state_passing_conv(*arguments)

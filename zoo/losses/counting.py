@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy
 
+from zoo.devices import without_autocast
+
 
 def density_loss(
     density: Tensor,
@@ -25,7 +27,7 @@ def density_loss(
     """
     loss = (density - target).square().sum()
     if attention is not None:
-        with torch.autocast(attention.device.type, enabled=False):  # which refuses it on a GPU
+        with without_autocast(attention):  # which refuses it on a GPU
             cross_entropy = binary_cross_entropy(
                 attention.float(), attention_target.float(), reduction="sum"
             )

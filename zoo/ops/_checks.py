@@ -28,6 +28,25 @@ def as_complex(t: Tensor) -> Tensor:
     return torch.view_as_complex(t)
 
 
+def check_one_device(op: str, **tensors: Tensor | None) -> None:
+    """All tensors are where the first is.
+
+    PyTorch's own operations answer on ``meta``, or with a foreign error, where one of several
+    arguments has no memory.
+
+    Raises:
+        ZooError: one is elsewhere.
+    """
+    given = {name: t for name, t in tensors.items() if t is not None}
+    main = next(iter(given))
+    for name, t in given.items():
+        if t.device != given[main].device:
+            raise ZooError(
+                f"{op}: {name} is on {t.device} and {main} on {given[main].device}; move them to "
+                "one device"
+            )
+
+
 class Arguments:
     """Checks of one call of ``op``; all tensors must be on the device of ``main``."""
 

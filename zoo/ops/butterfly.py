@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from zoo.errors import ZooError
+from zoo.ops._checks import check_one_device
 
 
 def butterfly_fft(
@@ -32,7 +33,7 @@ def butterfly_fft(
         [..., N] complex, in natural order.
 
     Raises:
-        ZooError: if the sizes do not multiply to N, or a matrix has another shape.
+        ZooError: if the sizes do not multiply to N, or a matrix has another shape or device.
     """
     sizes, matrices = _check(x, sizes, matrices)
     dtype = torch.promote_types(x.dtype, torch.complex64)
@@ -62,8 +63,9 @@ def butterfly_conv(u: Tensor, k: Tensor, sizes: Sequence[int]) -> Tensor:
         [..., H, L] in the dtype of u.
 
     Raises:
-        ZooError: if shapes or dtypes do not fit.
+        ZooError: if shapes, dtypes or devices do not fit.
     """
+    sizes = _sizes("butterfly_conv", sizes)
     if u.dim() < 2 or k.dim() != 2 or k.shape[0] != u.shape[-2]:
         raise ZooError(
             "butterfly_conv: u must be [..., channels, length] and k [channels, taps], got "
@@ -73,6 +75,7 @@ def butterfly_conv(u: Tensor, k: Tensor, sizes: Sequence[int]) -> Tensor:
         raise ZooError(
             f"butterfly_conv: u and k must both be float32 or float64, got {u.dtype} and {k.dtype}"
         )
+    check_one_device("butterfly_conv", u=u, k=k)
     length, n = u.shape[-1], math.prod(sizes)
     if n < length + k.shape[-1] - 1:
         raise ZooError(
@@ -81,13 +84,14 @@ def butterfly_conv(u: Tensor, k: Tensor, sizes: Sequence[int]) -> Tensor:
         )
     dtype = torch.promote_types(u.dtype, torch.complex64)
     x, taps = (torch.nn.functional.pad(t, (0, n - t.shape[-1])).to(dtype) for t in (u, k))
-    return _convolve(x, taps, tuple(sizes)).real[..., :length] / n
+    return _convolve(x, taps, sizes).real[..., :length] / n
 
 
 def butterfly_sizes(n: int, largest: int = 16) -> tuple[int, ...]:
     """Factors of a power of two: as many of ``largest`` as there are, and the rest at the end."""
-    if n < 2 or n & (n - 1):
-        raise ZooError(f"butterfly_sizes: n must be a power of two from 2 on, got {n}")
+    for name, value in (("n", n), ("largest", largest)):
+        if not isinstance(value, int) or value < 2 or value & (value - 1):
+            raise ZooError(f"butterfly_sizes: {name} must be a power of two from 2 on, got {value}")
     sizes = []
     while n > largest:
         sizes.append(largest)
@@ -141,24 +145,39 @@ def _convolve(u: Tensor, k: Tensor, sizes: tuple[int, ...]) -> Tensor:
     return (fourier.conj() @ (y * twiddles.conj())).flatten(-2)
 
 
+def _sizes(op: str, sizes: Sequence[int]) -> tuple[int, ...]:
+    sizes = tuple(sizes)
+    if not sizes or not all(isinstance(size, int) and size >= 1 for size in sizes):
+        raise ZooError(f"{op}: sizes must be whole numbers from 1 on, got {list(sizes)}")
+    return sizes
+
+
 def _check(
     x: Tensor, sizes: Sequence[int], matrices: Sequence[Tensor | None] | None
 ) -> tuple[tuple[int, ...], list[Tensor | None]]:
-    sizes = tuple(sizes)
-    if x.dim() == 0 or not sizes or min(sizes) < 1 or math.prod(sizes) != x.shape[-1]:
+    op = "butterfly_fft"
+    sizes = _sizes(op, sizes)
+    if x.dim() == 0 or math.prod(sizes) != x.shape[-1]:
         raise ZooError(
-            f"butterfly_fft: sizes must multiply to the length, got {list(sizes)} for "
-            f"{list(x.shape)}"
+            f"{op}: sizes must multiply to the length, got {list(sizes)} for {list(x.shape)}"
         )
     given: list[Tensor | None] = [None] * len(sizes) if matrices is None else list(matrices)
     if len(given) != len(sizes):
-        raise ZooError(
-            f"butterfly_fft: expected a matrix for each of {len(sizes)} sizes, got {len(given)}"
-        )
+        raise ZooError(f"{op}: expected a matrix for each of {len(sizes)} sizes, got {len(given)}")
     for size, matrix in zip(sizes, given, strict=True):
-        if matrix is not None and matrix.shape[-2:] != (size, size):
+        if matrix is None:
+            continue
+        check_one_device(op, x=x, matrix=matrix)
+        rows = matrix.shape[:-2]
+        if matrix.shape[-2:] != (size, size) or not _broadcasts(rows, x.shape[:-1]):
             raise ZooError(
-                f"butterfly_fft: the matrix for size {size} must be [..., {size}, {size}], got "
+                f"{op}: the matrix for size {size} must be [..., {size}, {size}], whose leading "
+                f"dimensions broadcast with those of x, {list(x.shape[:-1])}, got "
                 f"{list(matrix.shape)}"
             )
     return sizes, given
+
+
+def _broadcasts(a: Sequence[int], b: Sequence[int]) -> bool:
+    pairs = zip(reversed(a), reversed(b), strict=False)
+    return all(m == n or 1 in (m, n) for m, n in pairs)

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zoo.devices import without_autocast
 from zoo.errors import ZooError
 from zoo.ops import _registered
-from zoo.ops._checks import FLOATS
+from zoo.ops._checks import FLOATS, check_one_device
 from zoo.ops._delta_chunked import delta_chunked
 from zoo.ops._library import recording, register
 
@@ -54,7 +55,7 @@ def delta_rule(
     Raises:
         ZooError: if shapes, dtypes or devices do not fit.
     """
-    _check("delta_rule", q, k, v, beta, decay, initial_state)
+    _check_delta_rule(q, k, v, beta, decay, initial_state)
     scale = k.shape[-1] ** -0.5 if scale is None else scale
     out, state = _call(q, k, v, beta, decay, scale, initial_state)
     return (out, state) if return_final_state else out
@@ -98,8 +99,8 @@ def linear_attention(
         _check("linear_attention", q, k, v, None, decay, initial_state)
         out, state = _call(q, k, v, None, decay, scale, initial_state)
         return (out, state) if return_final_state else out
+    _check("linear_attention", q, k, v, None, decay, initial_state, _columns(v))
     counted = torch.cat([v, v.new_ones(*v.shape[:-1], 1)], dim=-1)
-    _check("linear_attention", q, k, counted, None, decay, initial_state)
     sums, state = _call(q, k, counted.to(_compute(q, k, v)), None, decay, 1.0, initial_state)
     out = (sums[..., :-1] / (sums[..., -1:] + eps)).to(v.dtype)
     return (out, state) if return_final_state else out
@@ -116,7 +117,7 @@ def delta_rule_reference(
     return_final_state: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """:func:`delta_rule` one step after the other, to be read and to be compared with."""
-    _check("delta_rule", q, k, v, beta, decay, initial_state)
+    _check_delta_rule(q, k, v, beta, decay, initial_state)
     scale = k.shape[-1] ** -0.5 if scale is None else scale
     dtype, compute = v.dtype, _compute(q, k, v)
     q, k, v, beta = (t.to(compute) for t in (q * scale, k, v, beta))
@@ -144,10 +145,11 @@ def linear_attention_reference(
     return_final_state: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """:func:`linear_attention` one step after the other, to be read and to be compared with."""
+    columns = _columns(v) if normalize else None
+    _check("linear_attention", q, k, v, None, decay, initial_state, columns)
     dtype, compute = v.dtype, _compute(q, k, v)
     if normalize:
         v = torch.cat([v, v.new_ones(*v.shape[:-1], 1)], dim=-1)
-    _check("linear_attention", q, k, v, None, decay, initial_state)
     q, k, v = (t.to(compute) for t in (q, k, v))
     S = _start(k, v, initial_state)
     outputs = []
@@ -158,6 +160,11 @@ def linear_attention_reference(
     out = torch.stack(outputs, dim=1)
     out = out[..., :-1] / (out[..., -1:] + eps) if normalize else out * scale
     return (out.to(dtype), S) if return_final_state else out.to(dtype)
+
+
+def _columns(v: Tensor) -> int:
+    """Of the state of a normalised form, whatever v is: it is checked with them."""
+    return (v.shape[-1] if v.dim() else 0) + 1
 
 
 def _start(k: Tensor, v: Tensor, initial_state: Tensor | None) -> Tensor:
@@ -183,7 +190,7 @@ def _call(
     initial_state: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     dtype, compute = v.dtype, _compute(q, k, v)
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q):
         given: list[Any] = [
             None if t is None else t.to(compute).contiguous()
             for t in (q if scale == 1 else q.to(compute) * scale, k, v, beta, decay, initial_state)
@@ -191,6 +198,12 @@ def _call(
     needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
     out, state, _ = torch.ops.zoo.delta_rule(*given, SPAN if needs_grad else 0)
     return out.to(dtype), state
+
+
+def _check_delta_rule(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, *others: Any) -> None:
+    if beta is None:
+        raise ZooError("delta_rule: beta is missing; without one it is linear_attention")
+    _check("delta_rule", q, k, v, beta, *others)
 
 
 def _check(
@@ -201,7 +214,9 @@ def _check(
     beta: Tensor | None,
     decay: Tensor | None,
     initial_state: Tensor | None,
+    columns: int | None = None,
 ) -> None:
+    """With ``columns`` the state has so many, and not as many as v."""
     if k.dim() != 4 or v.dim() != 4 or 0 in (*k.shape[1:], v.shape[3]):
         raise ZooError(
             f"{op} takes q, k [B, L, H, N] and v [B, L, H, P], where only B may be 0, "
@@ -214,21 +229,18 @@ def _check(
         "v": (v, (batch, length, heads, v.shape[3])),
         "beta": (beta, (batch, length, heads)),
         "decay": (decay, (batch, length, heads)),
-        "initial_state": (initial_state, (batch, heads, state, v.shape[3])),
+        "initial_state": (initial_state, (batch, heads, state, columns or v.shape[3])),
     }
     for name, (tensor, shape) in expected.items():
         if tensor is None:
             continue
         if tuple(tensor.shape) != shape:
             raise ZooError(f"{op}: {name} has shape {tuple(tensor.shape)}, expected {shape}")
-        if tensor.device != q.device:
-            raise ZooError(
-                f"{op}: {name} is on {tensor.device} and q on {q.device}; move them to one device"
-            )
         if tensor.dtype not in FLOATS:
             raise ZooError(
                 f"{op}: {name} must be float32, bfloat16, float16 or float64, got {tensor.dtype}"
             )
+    check_one_device(op, q=q, k=k, v=v, beta=beta, decay=decay, initial_state=initial_state)
 
 
 def _reference(

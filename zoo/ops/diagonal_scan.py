@@ -9,6 +9,7 @@ from torch import Tensor
 
 from zoo.errors import ZooError
 from zoo.ops import _registered
+from zoo.ops._checks import check_one_device
 from zoo.ops._library import register
 
 _DTYPES = (
@@ -146,8 +147,7 @@ def _check(a: Tensor, b: Tensor, initial_state: Tensor | None, reset: Tensor | N
             raise wrong(f"{name} must be of a floating or complex dtype, got {t.dtype}")
         if name == "reset" and t.dtype != torch.bool:
             raise wrong(f"reset must be bool, got {t.dtype}")
-        if t.device != b.device:
-            raise wrong(f"{name} is on {t.device} and b on {b.device}; move them to one device")
+    check_one_device("diagonal_scan", b=b, a=a, initial_state=initial_state, reset=reset)
 
 
 def _complex(t: Tensor | None, is_complex: bool) -> Tensor | None:

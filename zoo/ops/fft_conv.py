@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from zoo.devices import without_autocast
 from zoo.errors import ZooError
-from zoo.ops._checks import FLOATS
+from zoo.ops._checks import FLOATS, check_one_device
 
 
 def fft_conv(
@@ -52,7 +53,7 @@ def fft_conv(
         ZooError: if shapes, dtypes or devices do not fit.
     """
     _check(u, k, D, k_future, gate_before, gate_after, previous, circular)
-    with torch.autocast(u.device.type, enabled=False):
+    with without_autocast(u):
         dtype, compute = u.dtype, torch.promote_types(u.dtype, torch.float32)
         length = u.shape[-1]
         v = u.to(compute)
@@ -96,7 +97,7 @@ def fft_conv_reference(
 ) -> Tensor:
     """:func:`fft_conv` as a product with the matrix of all pairs of steps, to be read."""
     _check(u, k, D, k_future, gate_before, gate_after, previous, circular)
-    with torch.autocast(u.device.type, enabled=False):
+    with without_autocast(u):
         compute = torch.promote_types(u.dtype, torch.float32)
         length = u.shape[-1]
         v = u.to(compute)
@@ -205,5 +206,4 @@ def _check(
                 f"{name} is {t.dtype} and u is {u.dtype}; all must be of float32, bfloat16 and "
                 "float16, or all of float64"
             )
-        if t.device != u.device:
-            raise wrong(f"{name} is on {t.device} and u on {u.device}; move them to one device")
+    check_one_device("fft_conv", **tensors)

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zoo.devices import without_autocast
 from zoo.errors import ZooError, check_choice
 from zoo.ops import _registered
-from zoo.ops._checks import FLOATS
+from zoo.ops._checks import FLOATS, check_one_device
 from zoo.ops._library import recording, register
 
 #: In the order of the kernels.
@@ -145,19 +146,15 @@ def _given(
                 f"recurrent_cell: {name} of a {cell} has shape {tuple(tensor.shape)}, "
                 f"expected {shape}"
             )
-        if tensor.device != Wx.device:
-            raise ZooError(
-                f"recurrent_cell: {name} is on {tensor.device} and Wx on {Wx.device}; move them "
-                "to one device"
-            )
         if tensor.dtype not in FLOATS:
             raise ZooError(
                 f"recurrent_cell: {name} must be float32, bfloat16, float16 or float64, got "
                 f"{tensor.dtype}"
             )
+    check_one_device("recurrent_cell", Wx=Wx, R=R, b=b, states=states)
     compute = torch.promote_types(Wx.dtype, torch.float32)
     start = Wx.new_zeros(count, batch, heads, channels) if states is None else states[:, :, 0]
-    with torch.autocast(Wx.device.type, enabled=False):
+    with without_autocast(Wx):
         given = [t.to(compute).contiguous() for t in (Wx, R, b, start)]
     return given[0], given[1], given[2], given[3]
 

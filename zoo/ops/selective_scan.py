@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zoo.devices import without_autocast
 from zoo.errors import ZooError
 from zoo.ops import _registered
 from zoo.ops._checks import FLOATS
@@ -117,7 +118,7 @@ def selective_scan_reference(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """:func:`selective_scan` one step after the other, to be read and to be compared with."""
     _check(u, delta, A, B, C, D, z, delta_bias, initial_state, reset)
-    with torch.autocast(u.device.type, enabled=False):
+    with without_autocast(u):
         dtype, state_dtype = u.dtype, _state_dtype(u, A)
         length = u.shape[2]
         u, delta = u.to(state_dtype.to_real()), delta.to(state_dtype.to_real())
@@ -174,7 +175,7 @@ def _variable_as_4d(B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
 
 def _autocast(u: Tensor, *others: Tensor | None) -> list:
     """Under autocast, all sequences in the widest of their dtypes; otherwise as they are."""
-    if not torch.is_autocast_enabled(u.device.type):
+    if u.is_meta or not torch.is_autocast_enabled(u.device.type):
         return [u, *others]
     # Parameters (two dimensions) keep their dtype.
     sequences = [t for t in (u, *others) if t is not None and t.dim() > 2]

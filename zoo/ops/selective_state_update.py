@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zoo.devices import without_autocast
 from zoo.errors import ZooError
 from zoo.ops import _registered
 from zoo.ops._checks import FLOATS
@@ -90,7 +91,7 @@ def selective_state_update_reference(
 ) -> Tensor:
     """:func:`selective_state_update` in PyTorch, to be read and to be compared with."""
     _check(state, x, dt, A, B, C, D, z, dt_bias)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         dtype = torch.promote_types(x.dtype, torch.float32)
         x_in, heads = x, state.shape[1]
         x, dt, A, B, C = (t.to(dtype) for t in (x, dt, A, B, C))

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zoo.devices import without_autocast
 from zoo.errors import ZooError
 from zoo.ops import _registered
 from zoo.ops._checks import FLOATS
@@ -74,7 +75,7 @@ def ssd(
     signals = [t for t in (x, B, C, z) if t is not None]
     dtype = functools.reduce(torch.promote_types, (t.dtype for t in signals))
     compute = torch.promote_types(dtype, torch.float32)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         dt, A = dt.to(compute), A.to(compute)
         D, dt_bias, initial_states = (
             None if t is None else t.to(compute) for t in (D, dt_bias, initial_states)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from zoo.errors import ZooError
+from zoo.ops._checks import COMPLEX, FLOATS, check_one_device
 from zoo.ops.fft_conv import fft_conv
 from zoo.ops.vandermonde_kernel import vandermonde_kernel, vandermonde_transpose
 
@@ -33,8 +34,8 @@ def state_passing_conv(
     (:func:`vandermonde_kernel`).
 
     Args:
-        u: input [batch, H, L], float32, bfloat16, float16 or float64.
-        log_A: logarithms of the discrete modes [H, N], complex.
+        u: input [batch, H, L], float32, bfloat16 or float16; float64 with complex128.
+        log_A: logarithms of the discrete modes [H, N], complex64 or complex128.
         B: input weights [H, N], complex.
         C: output weights [H, N], complex.
         D: skip weight [H].
@@ -45,9 +46,9 @@ def state_passing_conv(
         y [batch, H, L] in the dtype of u, and the state after the last step [batch, H, N].
 
     Raises:
-        ZooError: if shapes do not fit or chunk is not positive.
+        ZooError: if shapes, dtypes or devices do not fit or chunk is not positive.
     """
-    batch, length = _check(u, log_A, B, C, initial_state, chunk)
+    batch, length = _check(u, log_A, B, C, D, initial_state, chunk)
     state = log_A.new_zeros(batch, *log_A.shape) if initial_state is None else initial_state
     after_one = C * torch.exp(log_A)  # what the state says a step later
     k = vandermonde_kernel(B * C, log_A, min(chunk, length))
@@ -72,7 +73,7 @@ def state_passing_conv_reference(
     initial_state: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """:func:`state_passing_conv` one step after the other, to be read and to be compared with."""
-    batch, length = _check(u, log_A, B, C, initial_state, 1)
+    batch, length = _check(u, log_A, B, C, D, initial_state, 1)
     x = log_A.new_zeros(batch, *log_A.shape) if initial_state is None else initial_state
     ys = []
     for t in range(length):
@@ -83,7 +84,13 @@ def state_passing_conv_reference(
 
 
 def _check(
-    u: Tensor, log_A: Tensor, B: Tensor, C: Tensor, initial_state: Tensor | None, chunk: int
+    u: Tensor,
+    log_A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    initial_state: Tensor | None,
+    chunk: int,
 ) -> tuple[int, int]:
     def wrong(message: str) -> ZooError:
         return ZooError(f"state_passing_conv: {message}")
@@ -91,10 +98,21 @@ def _check(
     if u.dim() != 3 or 0 in u.shape[1:]:
         raise wrong(f"u must be [batch, channels, length], got {list(u.shape)}")
     batch, channels, length = u.shape
-    if log_A.dim() != 2 or log_A.shape[0] != channels or not log_A.is_complex():
+    if log_A.dim() != 2 or log_A.shape[0] != channels or log_A.dtype not in COMPLEX:
         raise wrong(
             f"log_A must be complex [{channels}, modes], got {log_A.dtype} {list(log_A.shape)}"
         )
+    for name, t in (("u", u), ("D", D)):
+        if t is None:
+            continue
+        is_double = t.dtype == torch.float64
+        if t.dtype not in FLOATS or is_double != (log_A.dtype == torch.complex128):
+            raise wrong(
+                f"{name} must be float32, bfloat16 or float16 with complex64, or float64 with "
+                f"complex128, got {t.dtype} and log_A {log_A.dtype}"
+            )
+    if D is not None and D.shape != (channels,):
+        raise wrong(f"D must be [{channels}], got {list(D.shape)}")
     for name, t, shape in (
         ("B", B, log_A.shape),
         ("C", C, log_A.shape),
@@ -104,6 +122,9 @@ def _check(
             raise wrong(
                 f"{name} must be {log_A.dtype} {list(shape)}, got {t.dtype} {list(t.shape)}"
             )
-    if chunk < 1:
-        raise wrong(f"chunk must be at least 1, got {chunk}")
+    check_one_device(
+        "state_passing_conv", u=u, log_A=log_A, B=B, C=C, D=D, initial_state=initial_state
+    )
+    if not isinstance(chunk, int) or chunk < 1:
+        raise wrong(f"chunk must be a whole number from 1 on, got {chunk}")
     return batch, length

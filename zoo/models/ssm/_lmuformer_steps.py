@@ -14,6 +14,8 @@ from scipy.linalg import expm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zoo.devices import without_autocast
+
 
 class Pass:
     """How sequences go through the network: whole, or piece by piece.
@@ -118,7 +120,7 @@ class LegendreMemory(nn.Module):
     def forward(self, u: Tensor, way: Pass | None = None) -> Tensor:
         """u [B, 1, L] -> the memory after each step [B, q, L], in float32 at least."""
         u = u.to(torch.promote_types(u.dtype, torch.float32))
-        with torch.autocast(u.device.type, enabled=False):
+        with without_autocast(u):
             return self._pieces(u, way) if way is not None and way.streaming else self._whole(u)
 
     def _whole(self, u: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from zoo.devices import without_autocast
 from zoo.errors import ZooError, check_choice
 from zoo.layers.cache import TensorState
 from zoo.layers.precision import at_least_fp32
@@ -49,7 +50,7 @@ class SharedDSS(nn.Module):
     def forward(self, x: Tensor, state: TensorState | None = None) -> Tensor:
         """``[B, L, E]`` to the same; ``state`` goes on and is replaced."""
         u = self.norm(x)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             wide = at_least_fp32(u).transpose(1, 2)  # [B, E, L]
             A, C = self.modes()
             if state is None:
@@ -165,7 +166,7 @@ class LiquidS4(nn.Module):
 
     def forward(self, x: Tensor, state: TensorState | None = None) -> Tensor:
         """``[B, L, H]`` to the same; ``state`` goes on and is replaced."""
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             u = at_least_fp32(x)
             y = self._exact(u, state) if self.form == "exact" else self._approximate(u, state)
             return (y + at_least_fp32(self.D) * u).to(x.dtype)

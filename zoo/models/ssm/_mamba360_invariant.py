@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.devices import without_autocast
 from zoo.errors import ZooError, check_choice
 from zoo.layers.cache import TensorState
 from zoo.layers.precision import at_least_fp32
@@ -117,7 +118,7 @@ class LRU(nn.Module):
 
     def forward(self, x: Tensor, state: TensorState | None = None) -> Tensor:
         """``[B, L, H]`` to the same; ``state`` goes on and is replaced."""
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             u = at_least_fp32(x)
             log, B = self.discrete()
             into = torch.view_as_real(B).transpose(1, 2).flatten(0, 1)  # [2N, H]
@@ -175,7 +176,7 @@ class MegaEMA(nn.Module):
 
     def forward(self, x: Tensor, state: TensorState | None = None) -> Tensor:
         """``[B, L, H]`` to the same; ``state`` goes on and is replaced."""
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             u = at_least_fp32(x)
             if state is None:
                 y = fft_conv(u.transpose(1, 2), self.impulse(x.shape[1])).transpose(1, 2)
@@ -226,7 +227,7 @@ class LegendreUnit(nn.Module):
         """``[B, L, H]`` to the same; ``state`` goes on and is replaced."""
         u = at_least_fp32(self.W_u(x)).transpose(1, 2)  # [B, 1, L]
         A, B = self.A.to(u.dtype), self.B.to(u.dtype)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             m = fft_conv(u, krylov(A, B, x.shape[1])[:, None])[:, :, 0]  # [B, q, L]
             if state is not None:
                 m = m + krylov(A, state.parts[0] @ A.T, x.shape[1])

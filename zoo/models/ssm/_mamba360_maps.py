@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.devices import without_autocast
 from zoo.errors import ZooError
 from zoo.layers.precision import at_least_fp32
 from zoo.layers.ssm_kernel import DiagonalKernel
@@ -73,7 +74,7 @@ class S4ND(nn.Module):
                 f"S4ND of {dims} axes takes [B, {dims} sizes, H], got {x.dim()} dimensions"
             )
         rates = [rate] * dims if isinstance(rate, (int, float)) else list(rate)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             u = at_least_fp32(x).movedim(-1, 1)  # [B, H, S1, ..., SD]
             axes = tuple(range(2, dims + 2))
             sizes = [2 * size for size in u.shape[2:]]

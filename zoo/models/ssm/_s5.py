@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zoo.devices import without_autocast
 from zoo.errors import ZooError
 from zoo.layers.hippo import nplr
 from zoo.layers.precision import at_least_fp32
@@ -167,7 +168,7 @@ class S5SSM(nn.Module):
         """
         if self.bidirectional and not (state is None and reset is None):
             raise ZooError("a scan in both directions has no state and no resets: it sees the end")
-        with torch.autocast(u.device.type, enabled=False):
+        with without_autocast(u):
             inputs = at_least_fp32(u)
             Lambda, B = self.discrete(rate)
             into = torch.view_as_real(B).transpose(1, 2).flatten(0, 1)  # [2P, H]

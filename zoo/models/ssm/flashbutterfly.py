@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.devices import without_autocast
 from zoo.errors import ZooError, check_choice
 from zoo.layers.cache import LayerState
 from zoo.layers.precision import at_least_fp32
@@ -118,7 +119,7 @@ class LongConv(nn.Module):
         if ahead is not None:
             behind = F.pad(ahead[..., :length].flip(-1), (n - length - k.shape[-1], 0))
             k = torch.cat([k, behind], dim=-1)
-        with torch.autocast(u.device.type, enabled=False):
+        with without_autocast(u):
             spectrum = self.block_fft_u(u, n)[:, None] * self.block_fft_k(k, n)
             y = torch.fft.ifft(spectrum).real[..., :length]
             return y + at_least_fp32(self.D)[..., None] * u[:, None]
