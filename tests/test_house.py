@@ -36,6 +36,7 @@ FLOORS = (
     ("proofs", "bench", "predictor"),
     ("list", "info", "convert", "cp"),
     ("train", "check", "evaluate", "predict", "generate", "prove"),
+    ("new",),
     ("__main__",),
 )
 #: Lines of a file. What is longer has a part that wants a place of its own.

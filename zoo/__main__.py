@@ -9,6 +9,7 @@ from zoo.command import command
 from zoo.errors import ZooError, suggest
 
 COMMANDS = {
+    "new": "look at data of your own, and write a recipe for them",
     "train": "train a recipe, test the best checkpoint, draw pictures",
     "evaluate": "measure a run, a checkpoint, or published weights",
     "check": "look at what a recipe would train on, without training",

@@ -19,7 +19,7 @@ from zoo.plots.panels import Panels, overlay
 _IGNORED = 255
 #: Numbers of a part that are counted one by one, at most.
 _MOST_NUMBERS = 256
-#: Fewer samples than this make a score jump.
+#: Fewer samples than this say little of a model.
 _FEW = 20
 
 
@@ -130,9 +130,7 @@ def look(data: DataModule, split: str, most: int) -> Split:
             "same as another one"
         )
     if split != "train" and found.size < _FEW:
-        found.odd.append(
-            f"{split}: {found.size} samples: a score moves in steps of {1 / found.size:.0%}"
-        )
+        found.odd.append(f"{split}: {found.size} samples are few to judge by")
     found.odd += _unseen_classes(data, split, found)
     return found
 
