@@ -170,6 +170,7 @@ def near(mine: dict[str, Tensor], exact: dict[str, Tensor], share: float) -> Non
 def objective(outputs: dict[str, Tensor]) -> Tensor:
     """A sum of all outputs, each element with a weight of its own."""
     learns = {p: t for p, t in outputs.items() if t.requires_grad}
+    learns = {p: torch.view_as_real(t) if t.is_complex() else t for p, t in learns.items()}
     return sum((t * uniform(p, tuple(t.shape)).to(t.dtype)).sum() for p, t in learns.items())
 
 

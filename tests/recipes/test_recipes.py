@@ -118,6 +118,9 @@ def fewer(path: Path) -> list[str]:
         options.append(f"--data.init_args.samples={min(settings['samples'], 8 * size)}")
     if "max_bytes" in settings:
         options.append(f"--data.init_args.max_bytes={min(settings['max_bytes'], 400_000)}")
+    if "envs" in settings:  # which learn from as many steps of each
+        options.append(f"--data.init_args.envs={2 * size}")
+        options.append("--model.init_args.steps=16")
     if "length_test" in content["model"]["init_args"]:
         options.append("--model.init_args.length_test={lengths: [8, 16], steps: 1}")
     return options

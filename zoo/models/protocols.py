@@ -4,7 +4,7 @@ They stand in their families: :mod:`zoo.models.language._protocol` (language mod
 of decoding serve), :mod:`zoo.models.decoding._protocol` (draft heads),
 :mod:`zoo.models.speech._protocol` (recognisers), :mod:`zoo.models.vision._protocol` (detectors),
 :mod:`zoo.models.multimodal._protocol` (generators of image tokens) and
-:mod:`zoo.models.ssm._protocol` (classifiers of sequences).
+:mod:`zoo.models.ssm._protocol` (classifiers of sequences, models of sound, policies).
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""What a classifier of long sequences is, and a model of raw audio.
+"""What a classifier of long sequences is, a model of raw audio, and a policy.
 
-:class:`zoo.tasks.SequenceClassification` and :class:`zoo.tasks.AudioModeling` train them.
+:class:`zoo.tasks.SequenceClassification`, :class:`zoo.tasks.AudioModeling` and
+:class:`zoo.tasks.PPO` train them.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from torch import Tensor
+from torch.distributions import Distribution
 
 
 class SequenceClassifier(Protocol):
@@ -73,3 +75,34 @@ class AudioModel(Protocol):
 
     def step(self, tokens: Tensor, state: Any) -> Tensor:
         """The newest sample [B] -> logits of the next [B, vocab_size]; the state moves on."""
+
+
+class Policy(Protocol):
+    """An ``nn.Module`` that acts, and says what it expects to gain.
+
+    Attributes:
+        d_obs: D, features of an observation.
+        n_actions: number of actions, or their dimensions if they are ``continuous``.
+    """
+
+    d_obs: int
+    n_actions: int
+    continuous: bool
+
+    def forward(
+        self, obs: Tensor, done: Tensor | None = None, memory: list[Tensor] | None = None
+    ) -> Any:
+        """A stretch of experience [B, L, D], from a memory on, which is reset where ``done`` [B, L]
+        says that the step before was the last of an episode. What :meth:`policy` takes is
+        ``actor``, what is expected ``value`` [B, L], and ``memory`` what is kept."""
+
+    def begin(self, batch_size: int, memory: list[Tensor] | None = None) -> Any:
+        """The state before a step, for the weights as they are now; ``state.memory`` is what is
+        kept."""
+
+    def step(self, obs: Tensor, done: Tensor, state: Any) -> Any:
+        """The next observation [B, D], done [B]; the same as one step of :meth:`forward`, and the
+        state moves on."""
+
+    def policy(self, actor: Tensor) -> Distribution:
+        """The distribution of actions."""

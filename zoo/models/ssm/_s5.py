@@ -50,6 +50,30 @@ def legs_basis(N: int) -> Basis:
     return Basis(torch.as_tensor(form.w), V, V.conj().T)
 
 
+class System(NamedTuple):
+    """A discrete system whose complex numbers are pairs.
+
+    Attributes:
+        Lambda: ``[P]``.
+        B: of real inputs, ``[2P, H]``.
+        C: of the state and, if it scans in both directions, of the other, ``[H, 2P or 4P]``.
+        D: ``[H]``.
+    """
+
+    Lambda: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor
+
+    def into(self, u: Tensor) -> Tensor:
+        """Inputs ``[..., H]`` to what enters the state ``[..., P]``."""
+        return torch.view_as_complex(F.linear(u, self.B).unflatten(-1, (-1, 2)))
+
+    def out(self, x: Tensor, u: Tensor) -> Tensor:
+        """States ``[..., P or 2P]`` and inputs to outputs ``[..., H]``."""
+        return F.linear(torch.view_as_real(x).flatten(-2), self.C) + self.D * u
+
+
 class S5SSM(nn.Module):
     r"""The state space model of a layer.
 
@@ -170,25 +194,34 @@ class S5SSM(nn.Module):
             raise ZooError("a scan in both directions has no state and no resets: it sees the end")
         with without_autocast(u):
             inputs = at_least_fp32(u)
-            Lambda, B = self.discrete(rate)
-            into = torch.view_as_real(B).transpose(1, 2).flatten(0, 1)  # [2P, H]
-            Bu = torch.view_as_complex(F.linear(inputs, into).unflatten(-1, (-1, 2)))
+            system = self.system(rate)
+            Bu = system.into(inputs)
             x, last = diagonal_scan(
-                Lambda, Bu, initial_state=state, reset=reset, return_last_state=True
+                system.Lambda, Bu, initial_state=state, reset=reset, return_last_state=True
             )
             if self.bidirectional:
-                x = torch.cat([x, diagonal_scan(Lambda, Bu, reverse=True)], -1)
-            # Re(C x) of pairs
-            out = self._output() * inputs.new_tensor([1.0, -1.0])
-            y = F.linear(torch.view_as_real(x).flatten(-2), out.flatten(1))
-            y = (2 if self.conj_sym else 1) * y + at_least_fp32(self.D) * inputs
+                x = torch.cat([x, diagonal_scan(system.Lambda, Bu, reverse=True)], -1)
+            y = system.out(x, inputs)
         return y.to(u.dtype), last
 
-    def _output(self) -> Tensor:
-        """C as pairs ``[H, P or 2P, 2]``."""
-        if hasattr(self, "C"):
-            return at_least_fp32(self.C)
-        return at_least_fp32(torch.cat([self.C1, self.C2], 1))
+    def step(self, u: Tensor, state: Tensor, system: System) -> tuple[Tensor, Tensor]:
+        """One step ``[B, H]`` of :meth:`forward`, by what :meth:`system` gave: y and the state."""
+        with torch.autocast(u.device.type, enabled=False):
+            inputs = at_least_fp32(u)
+            state = system.Lambda * state + system.into(inputs)
+            return system.out(state, inputs).to(u.dtype), state
+
+    def system(self, rate: float = 1.0) -> System:
+        """The discrete system of the parameters as they are now."""
+        Lambda, B = self.discrete(rate)
+        C = self.C if hasattr(self, "C") else torch.cat([self.C1, self.C2], 1)
+        out = at_least_fp32(C) * B.real.new_tensor([1.0, -1.0])  # Re(C x) of pairs
+        return System(
+            Lambda,
+            torch.view_as_real(B).transpose(1, 2).flatten(0, 1),
+            (2 if self.conj_sym else 1) * out.flatten(1),
+            at_least_fp32(self.D),
+        )
 
 
 class S5Layer(nn.Module):
@@ -258,13 +291,22 @@ class S5Layer(nn.Module):
             inside = torch.arange(x.shape[1], device=x.device) < lengths[:, None]
             y = y * inside[..., None]
         y, state = self.seq(y, state, reset, rate)
+        return self._add(x, y), state
+
+    def step(self, x: Tensor, state: Tensor, system: System) -> tuple[Tensor, Tensor]:
+        """One step ``[B, H]`` of :meth:`forward`, by what ``seq.system`` gave."""
+        y, state = self.seq.step(self._norm(x) if self.prenorm else x, state, system)
+        return self._add(x, y), state
+
+    def _add(self, x: Tensor, y: Tensor) -> Tensor:
+        """Output of the layer from its input and that of its model."""
         y = self._norm(y) if self.gtrxl_norm else y
         y = x + self._gate(y)
-        return (self._norm(y) if self.postnorm else y), state
+        return self._norm(y) if self.postnorm else y
 
     def _norm(self, x: Tensor) -> Tensor:
         if isinstance(self.norm, nn.BatchNorm1d):
-            return self.norm(x.flatten(0, 1)).view_as(x)
+            return self.norm(x.flatten(0, -2)).view_as(x)
         return self.norm(x)
 
     def _gate(self, x: Tensor) -> Tensor:
