@@ -94,6 +94,7 @@ def test_wrong_recipe_is_one_line(in_tmp_path, capsys, old, new, expected):
         (["--trainer.accelerator", "gpx"], "trainer: You selected an invalid accelerator name"),
         (["--checkpoint.every_n_steps", "0"], "checkpoint.every_n_steps is 0, expected 1 or more"),
         (["--trainer.check_val_every_n_epoch=0"], "check_val_every_n_epoch is 0, expected 1 or"),
+        (["--trainer.accumulate_grad_batches=0"], "accumulate_grad_batches is 0, expected 1 or"),
         (["--runs", "recipes/test/tiny.yaml"], "--runs: the folder recipes/test/tiny.yaml/test/"),
         (["--model.optimizer.opt", "adamv"], "optimizer.opt is 'adamv'; did you mean adam"),
         (["--model.num_classes", "0"], "num_classes is 0, expected 2 or more"),

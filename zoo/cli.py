@@ -188,11 +188,11 @@ class Recipe:
         """The recipe's trainer; a command adds to its lists and replaces other ``settings``."""
         with self.trainer_errors():
             given = {**self._build_group("trainer"), **settings}
-        epochs = given["check_val_every_n_epoch"]
-        if epochs is not None and epochs < 1:
-            raise ZooError(
-                f"{self.shown_as}: trainer.check_val_every_n_epoch is {epochs}, expected 1 or more"
-            )
+        for name in ("check_val_every_n_epoch", "accumulate_grad_batches"):  # Lightning divides by
+            if given[name] is not None and given[name] < 1:
+                raise ZooError(
+                    f"{self.shown_as}: trainer.{name} is {given[name]}, expected 1 or more"
+                )
         for name, added in (("callbacks", callbacks), ("logger", loggers), ("plugins", plugins)):
             own = given[name] if given[name] not in (None, True, False) else []
             given[name] = [*(own if isinstance(own, list) else [own]), *added]

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from zoo.ops import (
     _library,
@@ -135,6 +136,25 @@ def refuses(op: str, arguments: dict[str, object], words: str = "") -> None:
 def test_what_is_right_is_taken(op):
     call(op, given(op))
     _library.references[op](*given(op).values())
+
+
+@pytest.fixture
+def unwritten_is_nan():
+    """Memory that nobody has written yet holds no numbers."""
+    before = torch.utils.deterministic.fill_uninitialized_memory
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = before
+
+
+@pytest.mark.parametrize("op", NAMES)
+def test_all_of_the_results_is_written(op, unwritten_is_nan):
+    for answer in (getattr(ops, op), _library.references[op]):
+        for result in tree_leaves(answer(*given(op).values())):
+            assert result is None or result.isfinite().all()
 
 
 @pytest.mark.parametrize("op, name", TENSORS)

@@ -253,7 +253,7 @@ def _reference(
     span: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     out, state = delta_chunked(q, k, v, beta, decay, initial_state)
-    return out.contiguous(), state.clone(), _borders(k, v, span)
+    return out.contiguous(), state.clone(), _borders(k, v, span).zero_()
 
 
 def _reference_backward(

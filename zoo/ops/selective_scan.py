@@ -293,7 +293,7 @@ def _reference(
         u, delta, A, B, C, D, z, delta_bias, delta_softplus, True,
         initial_state=initial_state, reset=reset, reverse=reverse,
     )  # fmt: skip
-    return torch.empty_like(u).copy_(out), last_state, _borders(u, A, chunk)
+    return torch.empty_like(u).copy_(out), last_state, _borders(u, A, chunk).zero_()
 
 
 def _reference_backward(

@@ -227,7 +227,7 @@ def _reference(
     chunk_size: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     out, state = ssd_chunked(x, dt, A, B, C, D, z, initial_state, seq_idx, reverse, chunk_size)
-    return out.contiguous(), state.contiguous(), _borders(x, dt, B, span)
+    return out.contiguous(), state.contiguous(), _borders(x, dt, B, span).zero_()
 
 
 def _reference_backward(
