@@ -143,10 +143,13 @@ def _pairs(old: dict[str, Any], new: dict[str, Any]) -> Iterator[tuple[type, typ
 
 def _defaults(function: FunctionType, other: FunctionType) -> None:
     """Take over defaults that are plain values."""
-    for name in ("__defaults__", "__kwdefaults__"):
-        value = getattr(other, name)
-        if value is not None and _is_plain(value):
-            setattr(function, name, value)
+    old, new = function.__defaults__, other.__defaults__
+    if old is not None and new is not None and len(old) == len(new):
+        pairs = zip(old, new, strict=True)
+        function.__defaults__ = tuple(n if _is_plain(n) else o for o, n in pairs)
+    for name, value in (other.__kwdefaults__ or {}).items():
+        if _is_plain(value) and function.__kwdefaults__ is not None:
+            function.__kwdefaults__[name] = value
 
 
 def _is_plain(value: Any) -> bool:

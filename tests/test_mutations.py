@@ -6,12 +6,15 @@ import os
 import sys
 
 import pytest
+import yaml
 
 from tests.mutations import mutants
 from tests.patching import functions_of, learn, patch
+from tests.tiny import ROOT
 
+SURVIVORS = ROOT / "tests" / "survivors.yaml"
 SOURCE = """
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 import functools
 
 SCALE = 3
@@ -30,6 +33,7 @@ class Square(Base):
 @dataclass
 class Settings:
     width: int = 13
+    made: list = field(default_factory=list)
 
 def wrapped(function):
     @functools.wraps(function)
@@ -75,6 +79,19 @@ def after(module, change: str) -> str:
     os.close(put)
     with os.fdopen(get) as answer:
         return answer.read()
+
+
+def test_survivors_are_changes_that_there_are():
+    gone = []
+    for name, entries in yaml.safe_load(SURVIVORS.read_text(encoding="utf-8")).items():
+        source = (ROOT / name).read_text(encoding="utf-8")
+        known = {(m.text, m.change) for m in mutants(ast.parse(source), source)}
+        for entry in entries:
+            assert entry["reason"]
+            line, change = entry["line"], entry.get("change")
+            if not any(line == text and change in (None, other) for text, other in known):
+                gone.append(f"{name}: {line}: {change}")
+    assert not gone, "explained, but no longer there"
 
 
 @pytest.mark.parametrize(

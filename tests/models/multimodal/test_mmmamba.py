@@ -255,6 +255,73 @@ def test_configurations(tmp_path):
     assert json.loads((tmp_path / "model" / "config.json").read_text())["vocab_size"] == 30
 
 
+HOVLE = {
+    "embedding_config": {"num_hidden_layers": 2, "patch_size": 7, "image_size": 84},
+    "llm_config": {
+        "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "num_hidden_layers": 3, "vocab_size": 99,
+        "rms_norm_eps": 1e-4, "rope_theta": 500,
+    },
+}  # fmt: skip
+
+
+def test_configurations_of_hovle():
+    expected = DecoderConfig(
+        hidden_size=64, intermediate_size=96, num_heads=4, num_kv_heads=2, embedding_layers=2,
+        language_layers=3, vocab_size=99, image_size=84, patch_size=7, downsample_ratio=1.0,
+        rms_norm_eps=1e-4, rope_theta=500.0,
+    )  # fmt: skip
+    found = DecoderConfig.from_dict(HOVLE)
+    assert found == expected and isinstance(found.rope_theta, float)
+    assert (found.layers, found.image_tokens, found.is_attention(4)) == (5, 144, True)
+    embedding = HOVLE["embedding_config"] | {
+        "img_context_token_id": 7, "pixel_shuffle_loc": "pre", "use_pixel_shuffle_proj": True,
+        "layers_block_type": ["mamba2", "mha"],
+    }  # fmt: skip
+    llm = HOVLE["llm_config"] | {"layers_block_type": ["mamba2", "mha", "mamba2"]}
+    more = {"force_image_size": 56, "normalize_encoder_output": True}
+    found = DecoderConfig.from_dict({"embedding_config": embedding, "llm_config": llm, **more})
+    assert found == replace(
+        expected, img_context_token_id=7, downsample_ratio=0.5, attention_layers=[1, 3],
+        image_size=56, normalize_encoder_output=True,
+    )  # fmt: skip
+    assert [found.is_attention(i) for i in range(5)] == [False, True, False, True, False]
+    assert found.image_tokens == 16
+    more["downsample_ratio"] = 0.25
+    found = DecoderConfig.from_dict({"embedding_config": embedding, "llm_config": llm, **more})
+    assert found.image_tokens == 4
+
+
+def test_configurations_like_llama():
+    least = {
+        "model_type": "mistral", "hidden_size": 64, "intermediate_size": 96,
+        "num_attention_heads": 4, "num_hidden_layers": 3, "vocab_size": 99,
+    }  # fmt: skip
+    expected = DecoderConfig(
+        hidden_size=64, intermediate_size=96, num_heads=4, num_kv_heads=4, embedding_layers=0,
+        language_layers=3, vocab_size=99, rms_norm_eps=1e-6, rope_theta=10000.0,
+    )  # fmt: skip
+    assert DecoderConfig.from_dict(least) == expected
+    full = least | {
+        "num_key_value_heads": 2, "head_dim": 24, "rms_norm_eps": 1e-4, "rope_theta": 500,
+        "rope_scaling": {"type": "linear"}, "attention_bias": True, "eos_token_id": [5, 6],
+        "tie_word_embeddings": True,
+    }  # fmt: skip
+    found = replace(
+        expected, num_kv_heads=2, head_dim=24, rms_norm_eps=1e-4, rope_theta=500.0,
+        rope_type="linear", qkv_bias=True, eos_token_id=5, tie_embeddings=True,
+    )  # fmt: skip
+    assert DecoderConfig.from_dict(full) == found
+    rope = {"rope_parameters": {"rope_type": "yarn", "type": "other", "rope_theta": 9}}
+    assert DecoderConfig.from_dict(full | rope | {"eos_token_id": 7}) == replace(
+        found, rope_type="yarn", rope_theta=9.0, eos_token_id=7
+    )
+    assert DecoderConfig.from_dict(least | {"model_type": "qwen2"}).qkv_bias
+    assert not DecoderConfig.from_dict(
+        least | {"model_type": "qwen2", "attention_bias": False}
+    ).qkv_bias
+
+
 def test_images_of_other_sizes_and_wrong_numbers_of_tokens():
     model, batch = small("linear"), picture_and_text()
     larger = torch.randn(1, 3, 32, 32)
@@ -284,3 +351,28 @@ def test_bytes_by_count():
         assert bounds[name].copying_speedup[1] == pytest.approx(copying, abs=0.1)
         assert bounds[name].memory_saved[1] == pytest.approx(saved, abs=0.001)
         assert bounds[name].speedup[0] < 1  # short of that, a gate of 4 M parameters a layer costs
+
+
+@pytest.mark.parametrize("embedding_layers", [0, 1])
+def test_bytes_of_a_small_hybrid(embedding_layers):
+    config = replace(
+        SMALL, embedding_layers=embedding_layers, attention_layers=[1], language_layers=3,
+        tie_embeddings=True, head_dim=None if embedding_layers else 12,
+    )  # fmt: skip
+    mamba = embedding_layers + 3 - 1
+    P = 8 if embedding_layers else 12
+    with torch.device("meta"):
+        model = MultimodalDecoder(replace(config, tie_embeddings=False))
+    weights = sum(p.numel() for p in model.parameters())
+    tables = 30 * 32 * (1 + embedding_layers)
+    state = model.allocate_cache(1).layers[2]
+    recurrent = mamba * (3 * state.conv.numel() + 4 * state.ssm.numel())
+    key_value = 2 * 2 * P * 3  # two heads, three bytes a value
+    for in_place, passes in ((True, 1), (False, 2 + 3 + 2)):  # copied, then repeated twice
+        assert decode_bytes(config, [5, 9], bytes_per_value=3, in_place=in_place) == [
+            (
+                3 * weights + recurrent + key_value * n,
+                3 * (weights - tables) + 2 * recurrent + passes * key_value * n,
+            )
+            for n in (5, 9)
+        ]

@@ -8,6 +8,7 @@ from timm.models import group_parameters
 
 import zoo
 from tests.models.test_conformance import CASES, built
+from zoo.models.vision import _backbone
 
 BACKBONES = [case for case in CASES if zoo.model_info(case.model).adapt is not None]
 each = pytest.mark.parametrize("case", BACKBONES, ids=lambda case: case.model)
@@ -56,6 +57,33 @@ def test_recomputation_gives_the_same_gradients(case):
             model(case.arguments()["x"]).square().sum().backward()
     gradients = {name: p.grad for name, p in plain.named_parameters()}
     torch.testing.assert_close({n: p.grad for n, p in recomputed.named_parameters()}, gradients)
+
+
+@pytest.mark.parametrize(("asked", "training"), [(True, True), (True, False), (False, True)])
+def test_recomputation_is_of_training_and_only_if_asked(asked, training, monkeypatch):
+    model = built(BACKBONES[0]).train(training)
+    model.set_grad_checkpointing(asked)
+    calls = []
+
+    def checkpoint(block, *args, use_reentrant):
+        calls.append(block)
+        return block(*args)
+
+    monkeypatch.setattr(_backbone, "checkpoint", checkpoint)
+    model(BACKBONES[0].arguments()["x"])
+    assert bool(calls) == (asked and training)
+
+
+@pytest.mark.parametrize(
+    ("flags", "last"), [({}, 3), ({"stop_early": True}, 1), ({"intermediates_only": True}, 1)]
+)
+def test_stages_that_are_computed(flags, last, monkeypatch):
+    case = next(case for case in BACKBONES if case.model == "vmamba_tiny")
+    model, asked = built(case), []
+    stages, stream = len(model.feature_info), model.stream
+    monkeypatch.setattr(model, "stream", lambda x, last: asked.append(last) or stream(x, last))
+    model.forward_intermediates(case.arguments()["x"], [0, 1], **flags)
+    assert asked == [min(last, stages - 1)]
 
 
 @each

@@ -136,6 +136,22 @@ def test_an_adapter_takes_the_weights_of_its_classifier(tmp_path):
     assert torch.equal(maps.up.weight, before)
 
 
+def test_an_adapter_runs_its_layers_once_by_quarters(monkeypatch):
+    small = {"embed_dims": 8, "num_layers": 8, "img_size": 32}
+    maps = AdaptedMaps("plainmamba_l1", heads=2, stem_channels=4, **small).eval()
+    seen = []
+    run = maps.net.run
+    numbers = {id(layer): i for i, layer in enumerate(maps.net.layers)}
+    monkeypatch.setattr(maps.net, "run", lambda x, *a: seen.append(numbers[id(x)]) or run(x, *a))
+    for i, interaction in enumerate(maps.interactions):
+        interaction.injector.register_forward_hook(lambda *a, i=i: seen.append(f"injector {i}"))
+    with torch.no_grad():
+        found = maps(torch.zeros(1, 3, 32, 64))
+    assert [tuple(m.shape[1:]) for m in found] == [(8, 8, 16), (8, 4, 8), (8, 2, 4), (8, 1, 2)]
+    quarters = [(f"injector {i}", 2 * i, 2 * i + 1) for i in range(4)]
+    assert seen == [step for quarter in quarters for step in quarter]
+
+
 def test_adapter_mistakes_are_one_line():
     small = {"embed_dims": 8, "num_layers": 4, "img_size": 32}
     with pytest.raises(ZooError, match=r"4, 8, \.\.\. layers, not plainmamba_l1"):

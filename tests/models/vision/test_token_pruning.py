@@ -6,6 +6,7 @@ from zoo.errors import ZooError
 from zoo.layers.kept_tokens import gap_scan, gaps_before, put, spread, step_sizes, take
 from zoo.layers.scan_orders import only_kept, snake
 from zoo.metrics.flops import multiply_adds
+from zoo.models.vision._pruning import SCORES, best
 from zoo.models.vision.token_pruning import PrunedPlainMamba, PrunedVim
 from zoo.models.vision.vim import Vim
 from zoo.ops import selective_scan
@@ -30,6 +31,21 @@ PLAIN = {
     "drop_path_rate": 0.0,
     "prune_after": (1, 2),
 }
+
+
+@pytest.mark.parametrize(
+    ("score", "expected"),
+    [("clip", [3, 3]), ("sum", [-1, 3]), ("l1", [7, 3]), ("l2", [5, 5**0.5])],
+)
+def test_scores(score, expected):
+    found = SCORES[score](torch.tensor([[[3.0, -4.0], [1.0, 2.0]]]))
+    torch.testing.assert_close(found, torch.tensor([expected], dtype=torch.float32))
+
+
+def test_the_best_in_their_order():
+    scores = torch.tensor([[0.3, 0.9, 0.1, 0.5], [4.0, 1.0, 2.0, 3.0]])
+    assert best(scores, 2).tolist() == [[1, 3], [0, 3]]
+    assert SCORES["random"](torch.zeros(2, 3, 5)).shape == (2, 3)
 
 
 @pytest.mark.parametrize("gap", ["decay", "close"])
@@ -132,6 +148,7 @@ def test_fewer_multiply_adds():
         ({"gap": "fill"}, "gap is one of decay, hold, close, mask, not fill"),
         ({"score": "best"}, "score is one of clip, sum, l1, l2, random, official_code, not best"),
         ({"keep_ratio": 1.5}, "keep_ratio is a number above 0 and at most 1.*not 1.5"),
+        ({"keep_ratio": [0.5, 0.0]}, "keep_ratio is a number above 0 and at most 1"),
         ({"keep_ratio": [0.5]}, r"one for each of prune_after \[1, 2\]"),
         ({"prune_after": (2, 4)}, r"prune_after is numbers of layers from 1 to 3.*not \[2, 4\]"),
         ({"bimamba_type": "v1"}, "a pruned Vim has bimamba_type v2"),
