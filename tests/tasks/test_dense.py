@@ -19,6 +19,7 @@ from zoo.data.dense.xrays import COVIDx
 from zoo.data.formats.maps import SmallSample
 from zoo.data.vision.ade20k import ADE20K
 from zoo.errors import ZooError
+from zoo.plots.panels import COLOURS
 from zoo.tasks import OptimizerSettings
 from zoo.tasks.dense.crowd_counting import CrowdCounting
 from zoo.tasks.dense.inpainting import Inpainting, inception_distance
@@ -70,8 +71,13 @@ def test_segmented_picture_has_its_own_size(photo, tmp_path):
     rows, drawn = predict(task, Portraits(root="", image_size=64), [photo], tmp_path)
     assert set(rows[0]) == {"file", "share of background", "share of person"}
     assert rows[0]["share of background"] + rows[0]["share of person"] == pytest.approx(1, abs=2e-4)
-    assert [path.name for path in drawn] == ["0001_photo.png", "0001_photo_result.png"]
-    assert Image.open(drawn[1]).size == (150, 101)
+    names = ["0001_photo.png", "0001_photo_labels.png", "0001_photo_result.png"]
+    assert [path.name for path in drawn] == names
+    assert Image.open(drawn[2]).size == (150, 101)
+    labels = Image.open(drawn[1])
+    assert labels.mode == "P" and labels.getpalette()[:6] == [0, 0, 0, *COLOURS[0].astype(int)]
+    share = (np.asarray(labels) == 1).mean()
+    assert share == pytest.approx(rows[0]["share of person"], abs=1e-4)
 
 
 def test_names_of_classes_are_kept_in_checkpoints(photo, tmp_path):

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from zoo.plots.style import new_figure
 
@@ -17,15 +18,19 @@ Panels = Mapping[str, np.ndarray]
 COLOURS = np.roll(np.array(colormaps["tab10"].colors) * 255, -3, axis=0)
 
 
-def panel_rows(rows: Sequence[Panels], title: str) -> Figure:
+def panel_rows(
+    rows: Sequence[Panels], title: str, legend: Mapping[str, np.ndarray] | None = None
+) -> Figure:
     """One row per sample, its panels named above the first row.
 
     Args:
         rows: panels of each sample, all with the same names.
         title: of the figure.
+        legend: names of colours (in 0..255), shown below.
     """
     names = list(rows[0])
-    figure = new_figure(2.3 * len(names), 2.3 * len(rows) + 0.7)
+    side = 3.6 if len(rows) == 1 else 2.3
+    figure = new_figure(side * len(names), side * len(rows) + 0.7)
     grid = figure.subplots(len(rows), len(names), squeeze=False)
     for row, axes_row in zip(rows, grid, strict=True):
         for name, axes in zip(names, axes_row, strict=True):
@@ -39,7 +44,16 @@ def panel_rows(rows: Sequence[Panels], title: str) -> Figure:
     for name, axes in zip(names, grid[0], strict=True):
         axes.set_title(name, fontsize=9)
     figure.suptitle(title, fontsize=11)
+    if legend:
+        patches = [Patch(color=colour / 255, label=name) for name, colour in legend.items()]
+        columns = max(1, 3 * len(names) // 2)
+        figure.legend(handles=patches, loc="outside lower center", ncols=columns, fontsize=8)
     return figure
+
+
+def colour_of(label: int) -> np.ndarray:
+    """The colour of a label from 1 on, [3] in 0..255."""
+    return COLOURS[(label - 1) % len(COLOURS)]
 
 
 def overlay(picture: np.ndarray, labels: np.ndarray, strength: float = 0.55) -> np.ndarray:

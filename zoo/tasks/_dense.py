@@ -89,7 +89,13 @@ class DenseTask(ModelTask):
         """Apply the network to a picture file; the picture beside its result."""
         pixels = np.asarray(read_picture(source))
         image = torch.from_numpy(pixels.transpose(2, 0, 1) / np.float32(255))
-        panels, columns = self.show(pixels, self.predict_image(image, data))
+        output = self.predict_image(image, data)
+        panels, columns = self.show(pixels, output)
         if "result" in panels:
             Image.fromarray(panels["result"]).save(f"{stem}_result.png")
-        return columns, panel_rows([panels], source.name)
+        return columns, panel_rows([panels], source.name, self.write(output, stem))
+
+    def write(self, output: Any, stem: Path) -> dict[str, np.ndarray] | None:
+        """Write what a program would want of :meth:`predict_image`'s output, in files that begin
+        with ``stem``; returns the names of the colours that :meth:`show` uses, if it uses any."""
+        return None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import cross_entropy, interpolate
 from torchmetrics import MeanMetric, Metric, MetricCollection
@@ -29,7 +30,7 @@ from zoo.losses.segmentation import (
     soft_dice_loss,
 )
 from zoo.metrics.segmentation import BoundaryF1, ImageIoU, VolumeScores
-from zoo.plots.panels import Panels, overlay, panel_rows
+from zoo.plots.panels import Panels, colour_of, overlay, panel_rows
 from zoo.tasks._dense import DenseTask
 from zoo.tasks._scores import Scores
 from zoo.tasks.base import check_several
@@ -238,6 +239,20 @@ class Segmentation(DenseTask):
         labels = output.cpu().numpy()
         return {"picture": picture, "result": overlay(picture, labels)}, self._shares(labels)
 
+    @override
+    def write(self, output: Tensor, stem: Path) -> dict[str, np.ndarray]:
+        """The numbers of the classes, as a picture whose palette has their colours."""
+        labels = output.cpu().numpy().astype(np.uint8)
+        picture = Image.fromarray(labels, "P")
+        colours = [np.zeros(3), *map(colour_of, range(1, self.num_classes))]
+        picture.putpalette(np.concatenate(colours).astype(np.uint8).tolist())
+        picture.save(f"{stem}_labels.png")
+        return self._legend(labels)
+
+    def _legend(self, labels: np.ndarray) -> dict[str, np.ndarray]:
+        there = np.flatnonzero(np.bincount(labels.ravel())).tolist()
+        return {self.class_name(number): colour_of(number) for number in there if number > 0}
+
     def _shares(self, labels: np.ndarray) -> dict[str, Any]:
         shares = np.bincount(labels.ravel(), minlength=self.num_classes) / labels.size
         return {
@@ -267,7 +282,7 @@ class Segmentation(DenseTask):
         for index in sorted(fullest.tolist()):
             picture = data.to_display(torch.tensor(volume.read(index).transpose(2, 0, 1)))
             rows.append({"slice": picture, "result": overlay(picture, classes[:, :, index])})
-        return self._shares(classes), panel_rows(rows, source.name)
+        return self._shares(classes), panel_rows(rows, source.name, self._legend(classes))
 
     def _slice(self, image: Tensor, size: Sequence[int]) -> np.ndarray:
         """A slice as the network sees it [C, S, S] -> classes in the size that it has."""
