@@ -45,8 +45,11 @@ LONGEST = 450
 NO_MODEL = {
     "decoding/aded",
     "decoding/ead",
+    "decoding/lud",
     "decoding/minicache",
+    "decoding/momentum",
     "decoding/spectr",
+    "decoding/superposed",
     "decoding/token_recycling",
 }
 #: Addresses without a recipe at the paper's scale: the models that small recipes train.

@@ -103,8 +103,8 @@ def tiny(monkeypatch, tmp_path):
     def unit_lm(seed: int, layers: int = 2, **settings: Any) -> Path:
         return make(seed, **settings | {"layers": layers, "steps": 2, "width": 32})
 
-    decoding = ("clover", "hidden_transfer", "hydra", "kangaroo", "ppd", "specdec_pp", "spectr")
-    for module in (*decoding, "token_recycling"):
+    decoding = ("clover", "hidden_transfer", "hydra", "kangaroo", "lud", "ppd", "specdec_pp")
+    for module in (*decoding, "spectr", "token_recycling"):
         monkeypatch.setattr(f"zoo.proofs.decoding.{module}.unit_lm", unit_lm)
     return tmp_path
 

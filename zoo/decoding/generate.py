@@ -186,7 +186,15 @@ def generate(
         method.load(target)
         if (chosen := method.cache(target) if cache is None else cache) is not None:
             _use_cache(session, chosen)
-        run = Run(session, sampler, prompts, stop.tokens, source=source)
+        run = Run(
+            session,
+            sampler,
+            prompts,
+            stop.tokens,
+            source=source,
+            limit=max_new_tokens,
+            constraints=constraints,
+        )
         with eval_mode(*method.modules()):
             loop = _Loop(run, method, verifier, stop, constraints, max_new_tokens)
             loop.on_tokens, loop.on_step = on_tokens, on_step
@@ -268,7 +276,7 @@ class _Loop:
         run, method = self.run, self.method
         draft = method.propose(run)
         scores = method.score(run, draft)
-        if self.constraints:
+        if self.constraints and not method.constrains:
             numbers = [row.number for row in self.active]
             logits = self.constraints.at_nodes(scores.logits, draft, run.sequences, numbers)
             scores = scores._replace(logits=logits)

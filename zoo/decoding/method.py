@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from zoo.decoding import methods
 from zoo.decoding.cache import TreeCache
+from zoo.decoding.constraints import Constraints
 from zoo.decoding.sampling import Sampler
 from zoo.decoding.session import Scores, Session
 from zoo.decoding.steering import open_session, steering
@@ -40,6 +41,8 @@ class Run:
         stop_tokens: tokens that end a sequence; nothing need be drafted after them.
         draft_sessions: further models with caches; they are counted in the result.
         source: what the encoder reads, where the target is an encoder-decoder.
+        limit: most new tokens of each sequence.
+        constraints: what moves the target's distribution before anything is chosen.
     """
 
     target: Session
@@ -48,6 +51,8 @@ class Run:
     stop_tokens: frozenset[int] = frozenset()
     draft_sessions: list[Session] = field(default_factory=list)
     source: Source | None = None
+    limit: int = 0
+    constraints: Constraints | None = None
 
     @property
     def model(self) -> nn.Module:
@@ -58,6 +63,14 @@ class Run:
     def roots(self) -> list[int]:
         """The newest decided token of each sequence."""
         return [sequence[-1] for sequence in self.sequences]
+
+    def constrained(
+        self, logits: Tensor, texts: Sequence[Sequence[int]], rows: Sequence[int]
+    ) -> Tensor:
+        """Logits ``[n, V]`` after texts, each of which goes on from the sequence in ``rows``."""
+        if not self.constraints:
+            return logits
+        return self.constraints.after(logits, texts, [self.target.numbers[row] for row in rows])
 
     def open(self, model: nn.Module) -> Session:
         """A further model beside the target, which has read nothing yet."""
@@ -94,6 +107,10 @@ class Method(ABC):
     needs: ClassVar[tuple[Need, ...]] = ()
     #: Whether the text is distributed as the target's own, with a verifier for which it is.
     lossless: ClassVar[bool] = True
+    #: Whether a temperature above 0 draws the text. Otherwise it is found without chance at all.
+    draws: ClassVar[bool] = True
+    #: Whether it applies the constraints by itself, with :meth:`Run.constrained`.
+    constrains: ClassVar[bool] = False
     #: Rule of acceptance at temperatures above 0; at 0 it is always the greedy one.
     verifier: ClassVar[str] = "sample_match"
     #: Sessions of the target that it can work with.

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from zoo.errors import ZooError
+
+#: Added to the logit of a token that is decided already.
+DECIDED = 1e4
 
 
 def check_logits(logits: Tensor, whose: str) -> Tensor:
@@ -24,6 +28,18 @@ def check_logits(logits: Tensor, whose: str) -> Tensor:
             "the precision; try dtype float32 or bfloat16"
         )
     return ruled_out
+
+
+def decided(logits: Tensor, chosen: Sequence[Sequence[int]]) -> Tensor:
+    """Logits ``[B, n, V]`` that leave no choice but these tokens; none are given where
+    verification shall choose."""
+    if not any(chosen):
+        return logits
+    logits = logits.float().clone()
+    for row, tokens in enumerate(chosen):
+        for place, token in enumerate(tokens):
+            logits[row, place, token] += DECIDED
+    return logits
 
 
 class Sampler:

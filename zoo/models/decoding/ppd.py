@@ -16,14 +16,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import DynamicCache
 
 from zoo.errors import ZooError
 from zoo.models.decoding._protocol import output_rows
-from zoo.models.decoding._slots import Ahead, added_mask, by_layer
+from zoo.models.decoding._slots import Ahead, added_mask, by_layer, read_behind
 from zoo.models.decoding._virtual_tokens import virtual_tokens
 from zoo.models.language._protocol import text_config
-from zoo.models.language._split_decoder import cache_name
 from zoo.models.registry import register_model
 
 ATTENTION = ("decoder", "encoder", "ensemble")
@@ -157,7 +155,14 @@ class PromptTokens(nn.Module):
             kept = nn.functional.pad(attention_mask.bool(), (0, len(slots)), value=True)
             # where nothing may be seen, later tokens rank before padding
             masks = masks + added_mask(kept[:, None], target)
-        out = self._read(target, ids, positions, by_layer(target, masks, positions, positions))
+        with virtual_tokens(target, self.config["vocab_size"], self.prompt_embeddings):
+            out = target(
+                input_ids=ids,
+                position_ids=positions,
+                attention_mask=by_layer(target, masks, positions, positions),
+                use_cache=False,
+                output_hidden_states=True,
+            )
         states = self.states(out.hidden_states)[:, length:]
         said = None if self.config["num_exits"] > 1 else out.logits[:, length:]
         ahead = self.guesses(target, states[:, None], None if said is None else said[:, None])
@@ -174,26 +179,9 @@ class PromptTokens(nn.Module):
             input_ids: int64 ``[B, T]``, padded on the right if at all.
             cuts: int64 ``[B, C]``, indices of tokens.
         """
-        batch, length = input_ids.shape
-        cache = {cache_name(target.forward): DynamicCache()}
-        text = torch.arange(length, device=input_ids.device).expand(batch, -1)
-        learns = torch.is_grad_enabled() and any(p.requires_grad for p in target.parameters())
-        with torch.set_grad_enabled(learns):
-            masks = added_mask(text[:, None] <= text[..., None], target)
-            read = target(
-                input_ids=input_ids,
-                position_ids=text,
-                attention_mask=by_layer(target, masks, text, text),
-                use_cache=True,
-                **cache,
-            )
         ids, slots = self._numbers(input_ids)
-        positions = (cuts[..., None] + 1 + slots).flatten(1)  # [B, C m e]
-        sees_text = (text[:, None] <= cuts[..., None]).repeat_interleave(len(slots), 1)
-        own = torch.block_diag(*[self.sees().to(ids.device)] * cuts.shape[1]).bool()
-        masks = added_mask(torch.cat([sees_text, own.expand(batch, -1, -1)], dim=-1), target)
-        masks = by_layer(target, masks, positions, torch.cat([text, positions], dim=1))
-        out = self._read(target, ids.repeat(batch, cuts.shape[1]), positions, masks, **cache)
+        with virtual_tokens(target, self.config["vocab_size"], self.prompt_embeddings):
+            read, out = read_behind(target, input_ids, cuts, ids, slots, self.sees())
         each = (cuts.shape[1], len(slots))
         states = self.states(out.hidden_states).unflatten(1, each)
         said = None if self.config["num_exits"] > 1 else out.logits.unflatten(1, each)
@@ -203,19 +191,6 @@ class PromptTokens(nn.Module):
         """Of all prompt tokens the numbers that they are read by, and their slots, ``[m e]``."""
         rows = torch.arange(self.slots * self.copies, device=like.device)
         return self.config["vocab_size"] + rows, rows // self.copies
-
-    def _read(
-        self, target: nn.Module, ids: Tensor, positions: Tensor, masks: Any, **cache: Any
-    ) -> Any:
-        with virtual_tokens(target, self.config["vocab_size"], self.prompt_embeddings):
-            return target(
-                input_ids=ids,
-                position_ids=positions,
-                attention_mask=masks,
-                use_cache=bool(cache),
-                output_hidden_states=True,
-                **cache,
-            )
 
     def sees(self) -> Tensor:
         """Which rows of the prompt tokens see which, bool ``[m e, m e]``."""
