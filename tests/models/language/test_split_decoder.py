@@ -5,7 +5,12 @@ import torch
 
 from tests.language_models import VOCAB, make_model
 from zoo.errors import ZooError
-from zoo.models.language._split_decoder import SplitDecoder, cache_name, states_before_norm
+from zoo.models.language._split_decoder import (
+    SplitDecoder,
+    _replaced,
+    cache_name,
+    states_before_norm,
+)
 
 IDS = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
 POSITIONS = torch.arange(5).expand(2, -1)
@@ -58,6 +63,14 @@ def test_a_model_that_is_not_its_parts_is_refused():
     model.lm_head.forward = changing
     with pytest.raises(ZooError, match=r"cannot be cut .*the logits of its parts are off by"):
         SplitDecoder(model)
+
+
+def test_layers_outside_a_part_return_as_many_values():
+    layers, x = torch.nn.ModuleList(torch.nn.Identity() for _ in range(2)), torch.ones(1)
+    with _replaced(layers, 0, 0, None, 3):
+        assert layers[1](x) == (x, None, None)
+    with _replaced(layers, 0, 0, None, None):
+        assert layers[1](x) is x
 
 
 def test_names_of_the_cache():
