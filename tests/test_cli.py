@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +23,7 @@ from zoo.cli import Recipe
 from zoo.command import command
 from zoo.errors import ZooError
 from zoo.runs.folder import LAST, latest_run, run_path
+from zoo.trainer_errors import refused
 
 STOPPING = {
     "class_path": "lightning.pytorch.callbacks.EarlyStopping",
@@ -94,6 +96,7 @@ def test_wrong_recipe_is_one_line(in_tmp_path, capsys, old, new, expected):
         (["--trainer.accelerator", "gpx"], "trainer: You selected an invalid accelerator name"),
         (["--checkpoint.every_n_steps", "0"], "checkpoint.every_n_steps is 0, expected 1 or more"),
         (["--trainer.check_val_every_n_epoch=0"], "check_val_every_n_epoch is 0, expected 1 or"),
+        (["--model.class_path", "zoo.tasks." + "a" * 5000], "aaa... given, expected a class that"),
         (["--trainer.accumulate_grad_batches=0"], "accumulate_grad_batches is 0, expected 1 or"),
         (["--runs", "recipes/test/tiny.yaml"], "--runs: the folder recipes/test/tiny.yaml/test/"),
         (["--model.optimizer.opt", "adamv"], "optimizer.opt is 'adamv'; did you mean adam"),
@@ -373,3 +376,9 @@ def test_exit_code_of_the_process(tmp_path):
     assert process.returncode == 2
     assert output.strip().splitlines()[-1].startswith("error: --model.lrr: no such key")
     assert "Traceback" not in output
+
+
+def test_a_profiler_that_has_recorded_nothing_is_said():
+    """Such as that of a run that is gone on with and has ended already."""
+    error = AssertionError("Profiler must be initialized before accessing events")
+    assert "too short for it to record" in str(refused(error, Namespace()))

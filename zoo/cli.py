@@ -39,7 +39,7 @@ from lightning.pytorch.loggers import Logger
 
 from zoo.arguments import Word, blaming, dump_yaml, load_yaml, read_value, with_words
 from zoo.data.base import DataModule
-from zoo.errors import ZooError
+from zoo.errors import ZooError, shown
 from zoo.recipe_errors import explain, keys_of
 from zoo.recipes import CLASS_GROUPS, check_recipe, parse_yaml, read_yaml, split_options
 from zoo.runs import Checkpoints
@@ -273,7 +273,7 @@ def _header(checkpoint: Mapping[str, Any], path: Path) -> tuple[str, str]:
         raise ZooError(f"{path}: its recipe and the name of it are missing, expected a run's file")
     if not re.fullmatch(r"[^/\\:.][^/\\:]*(/[^/\\:.][^/\\:]*)*", name):
         raise ZooError(
-            f"{path}: its recipe is called {name!r}, expected such as vision/vmamba/small"
+            f"{path}: its recipe is called {shown(name)}, expected such as vision/vmamba/small"
         )
     return text, name
 

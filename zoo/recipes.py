@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from zoo.arguments import load_yaml
-from zoo.errors import ZooError, suggest
+from zoo.errors import ZooError, shown, suggest
 from zoo.lazy import is_class, public_classes
 
 #: What a recipe may hold.
@@ -211,19 +211,19 @@ def split_options(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
         yield option, value
 
 
-def _check_class(shown: str, path: Any, where: str) -> None:
+def _check_class(told: str, path: Any, where: str) -> None:
     """A class that is said to be zoo's must be there."""
     group, _, key = where.partition(".")
     home = CLASS_GROUPS.get(group) if key == "class_path" else None
     homes = CLASS_GROUPS.values() if home is None else [home]
     known = {name: f"{package}.{name}" for package in homes for name in public_classes(package)}
     if not isinstance(path, str) or not path:
-        raise ZooError(f"{shown}: {path!r} given, expected the name of a class")
+        raise ZooError(f"{told}: {shown(path)} given, expected the name of a class")
     if is_class(path) or not (path.startswith("zoo.") or (home is not None and "." not in path)):
         return
     close = get_close_matches(path.rpartition(".")[2], known, n=3, cutoff=0.6)
     hint = "; did you mean " + " or ".join(known[name] for name in close) + "?"
     raise ZooError(
-        f"{shown}: {path!r} given, expected a class that can be imported"
+        f"{told}: {shown(path)} given, expected a class that can be imported"
         + (hint if close else f", such as {next(iter(known.values()))}")
     )

@@ -19,6 +19,7 @@ _REFUSALS = (
 )
 _PRECISION = re.compile(r"not implemented for|dtype|scalar type|data type|Half|BFloat16", re.I)
 _UNUSED = "parameters that were not used in producing the loss"
+_UNSTARTED = "Profiler must be initialized"
 _LONELY = "Expected more than 1 value per channel when training"
 
 
@@ -44,6 +45,8 @@ def refused(error: Exception, settings: Any) -> str | None:
             "a batch of a single value, of which batch norm takes no variance: raise "
             "--data.init_args.batch_size, or the size of the samples"
         )
+    if isinstance(error, AssertionError) and _UNSTARTED in reason:
+        return "profiler: the run is too short for it to record; more steps, or simple, would do"
     if isinstance(error, _REFUSALS) and _raised_in(error, _LIGHTNING):
         if settings.accelerator in ("gpu", "cuda") and isinstance(error, MisconfigurationException):
             reason += "; --trainer.accelerator auto --trainer.devices 1 takes what is here"

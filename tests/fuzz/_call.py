@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zoo.ops.recurrent_cell import _STEP, CELLS
+
 
 @dataclass
 class Call:
@@ -86,11 +88,30 @@ class Call:
 
     def renew_borders(self, place: int) -> None:
         """What the forward pass leaves for a gradient, after argument ``place`` has changed."""
-        if self.op not in ("selective_scan_backward", "ssd_backward") or place < 3:
+        if self.op == "recurrent_cell_backward" and place in (1, 2, 4):
+            self._renew_states()
+        if self.op not in ("selective_scan_backward", "ssd_backward", "delta_rule_backward"):
+            return
+        if place < 3:
             return
         with contextlib.suppress(RuntimeError, ValueError):
             forward = getattr(torch.ops.zoo, self.op.removesuffix("_backward"))
             self.arguments[2] = forward(*self.arguments[3:])[2].detach()
+
+    def _renew_states(self) -> None:
+        """Of a recurrent cell, from its gates, if all still have the right form."""
+        _, states, gates, _, start, cell = self.arguments
+        tensors = (states, gates, start)
+        if not all(t.is_contiguous() and t.device.type == "cpu" for t in tensors):
+            return
+        with contextlib.suppress(RuntimeError, ValueError, IndexError, TypeError):
+            now, found = tuple(start.detach()), []
+            for raw in gates.detach().unbind(1):
+                now = _STEP[CELLS[cell]](raw.unbind(1), *now)
+                found.append(torch.stack(now))
+            renewed = torch.stack(found, dim=2)
+            if renewed.shape == states.shape and renewed.dtype == states.dtype:
+                self.arguments[1] = renewed
 
     def check_surroundings(self, told: str) -> None:
         """Nothing around what the op overwrites has been written."""

@@ -39,7 +39,10 @@ def inject(random: Random, call: Call) -> None:
     if isinstance(value, bool):
         return
     if isinstance(value, int):
-        call.arguments[place] = random.choice(EDGES)
+        value = random.choice(EDGES)
+        if call.op == "vandermonde_kernel" and value == 2**31 - 1:
+            return  # a length that can be had, if there is the memory
+        call.arguments[place] = value
         call.wrong.append(f"number {place}")
         return
     if not isinstance(value, Tensor):
