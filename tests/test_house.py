@@ -48,6 +48,7 @@ NO_MODEL = {
     "decoding/lud",
     "decoding/minicache",
     "decoding/momentum",
+    "decoding/pg_td",
     "decoding/spectr",
     "decoding/superposed",
     "decoding/token_recycling",

@@ -173,6 +173,10 @@ TINY: dict[str, tuple[str, tuple[str, ...]]] = {
         "decoding/hidden_transfer/small",
         (*_UNITS, "--model.init_args.head_args={layers: [1, 1, 2]}"),
     ),
+    "LexicalUnitTraining": (
+        "decoding/lud/small",
+        (f"--model.init_args.model_args={_LLAMA % 2}", *_UNITS[1:]),
+    ),
     "AcceptanceTraining": ("decoding/specdec_pp/small", (*_UNITS, _SMALL_DRAFT)),
     "DraftModelTraining": ("decoding/spectr/small", (*_UNITS, _SMALL_DRAFT)),
     "VisualQuestionAnswering": (

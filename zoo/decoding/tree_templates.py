@@ -76,7 +76,7 @@ TOKEN_RECYCLING_TREES = {
         "2 0 0 1",
     ),
 }
-#: EAGLE-1's tree of 25 nodes, which Clover-2 takes over.
+#: EAGLE-1's tree of 25 nodes (choices.py of SafeAILab/EAGLE at 08dc06c), which Clover-2 takes over.
 EAGLE_TREES = {"eagle_25": ("4", "3 2 2 1", "3 2 2 1", "3", "2")}
 TREES = MEDUSA_TREES | TOKEN_RECYCLING_TREES | EAGLE_TREES
 MEDUSA = "mc_sim_7b_63"

@@ -154,7 +154,8 @@ def _make(method: str, arguments: argparse.Namespace) -> Method:
 
 
 def _needed(method: str) -> str:
-    return " and ".join(f"{need.flag} DIR" for need in method_class(method).needs)
+    flags = [need.flag for need in method_class(method).needs]
+    return " and ".join(flag if "=" in flag else f"{flag} DIR" for flag in flags)
 
 
 class _Printer:
