@@ -44,7 +44,7 @@ struct Arguments {
 ScanProblem problem(const Arguments& a, const Tensor& delta, const Tensor& B, const Tensor& C,
                     const Optional& D, const Optional& z, const Optional& delta_bias,
                     const Optional& initial_state, const Optional& reset, bool delta_softplus,
-                    bool reverse) {
+                    bool reverse, bool negative) {
   const Tensor& u = a.u;
   const int64_t batch = u.size(0), dim = u.size(1), length = u.size(2), state = a.A.size(1);
   ScanProblem p{};
@@ -55,6 +55,7 @@ ScanProblem problem(const Arguments& a, const Tensor& delta, const Tensor& B, co
   p.state = state;
   p.softplus = delta_softplus;
   p.reverse = reverse;
+  p.negative = negative;
   p.u = a.sequence(u, "u");
   p.delta = a.sequence(delta, "delta");
   p.z = a.sequence(z, "z");
@@ -124,11 +125,11 @@ std::tuple<Tensor, Tensor, Tensor> selective_scan(
     const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B, const Tensor& C,
     const Optional& D, const Optional& z, const Optional& delta_bias,
     const Optional& initial_state, const Optional& reset, bool delta_softplus, bool reverse,
-    int64_t chunk) {
+    bool negative, int64_t chunk) {
   const Arguments arguments("selective_scan", u, A);
   ScanForward call{};
   call.problem = problem(arguments, delta, B, C, D, z, delta_bias, initial_state, reset,
-                         delta_softplus, reverse);
+                         delta_softplus, reverse, negative);
   const ScanProblem& p = call.problem;
   Tensor out = empty_like(u);
   Tensor last_state = new_empty(u, {p.batch, p.dim, p.state}, arguments.dtype);
@@ -151,11 +152,12 @@ Gradients selective_scan_backward(const Optional& dout, const Optional& dlast_st
                                   const Tensor& A, const Tensor& B, const Tensor& C,
                                   const Optional& D, const Optional& z, const Optional& delta_bias,
                                   const Optional& initial_state, const Optional& reset,
-                                  bool delta_softplus, bool reverse, int64_t chunk) {
+                                  bool delta_softplus, bool reverse, bool negative,
+                                  int64_t chunk) {
   const Arguments arguments("selective_scan_backward", u, A);
   ScanBackward call{};
   call.problem = problem(arguments, delta, B, C, D, z, delta_bias, initial_state, reset,
-                         delta_softplus, reverse);
+                         delta_softplus, reverse, negative);
   const ScanProblem& p = call.problem;
   const ScalarType dtype = arguments.dtype;
   const std::vector<int64_t> none = {0}, states = {p.batch, p.dim, p.state};

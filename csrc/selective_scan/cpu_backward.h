@@ -7,6 +7,8 @@
 //   du_t = D dy_t + delta_t sum_n B_t g_t       dA = sum over t of delta_t a_t h_{t-1} g_t
 //   ddelta_t = u_t sum_n B_t g_t + sum_n A a_t h_{t-1} g_t, then times the derivative of softplus
 //
+// Where a_t = 2 exp(delta_t A) - 1, dA and ddelta have a_t + 1 for a_t (0 at a reset): its "slope".
+//
 // Chunks are taken from the last to the first. In each one the states are computed anew from the border
 // that the forward pass has left, a few at a time, and kept with their decays for the way back.
 #pragma once
@@ -68,10 +70,10 @@ class Backward {
     S *dB, *dC;                                                          // [run of states][step][lane]
     Inputs<V> in;
     S *dy, *z, *y, *gB, *gA;  // [step][lane]; z becomes dz
-    S *h, *a;                        // [step][state][lane]
+    S *h, *a, *slope;                // [step][state][lane]
 
     Buffers(Arena& arena, const Backward& f) {
-      const bool b = f.p_.B.constant, c = f.p_.C.constant, gated = f.p_.z.data;
+      const bool b = f.p_.B.constant, c = f.p_.C.constant, gated = f.wants_output();
       const int64_t N = f.p_.state, blocks = smaller(kMostBlocks, f.grid_.run_blocks);
       const int64_t states = blocks * N * W, tile = f.chunk_ * W;
       const int64_t collected = (N / kStates + N % kStates) * f.stretch_ * W;
@@ -99,6 +101,7 @@ class Backward {
       gA = arena.take<S>(tile);
       h = arena.take<S>(tile * kStates + kStates * W);
       a = arena.take<S>(tile * kStates);
+      slope = arena.take<S>(f.p_.negative ? tile * kStates : 0);
     }
   };
 
@@ -109,6 +112,9 @@ class Backward {
     runs_dC_ = arena.take<S>(p_.C.constant ? 0 : projection);
     parameters_ = arena.take<S>(grid_.batch * grid_.parts * rows() * p_.dim);
   }
+
+  // Whether the states' sums are computed anew: for dz. One kernel serves all negative factors.
+  bool wants_output() const { return p_.z.data || p_.negative; }
 
   // dA, constant dB and dC, dD, ddelta_bias, all [row][channel].
   int64_t rows() const { return p_.state * (1 + p_.B.constant + p_.C.constant) + 2; }
@@ -202,7 +208,7 @@ class Backward {
     const V skip = load_vector<V>(p_.D, block);
     const int count = steps * W;
     load_dy<V, T>(to.dy, to.z, p_, call_.dout, batch, block, begin, steps);
-    if (p_.z.data) {
+    if (wants_output()) {
       for (int i = 0; i < count; i += W) store(to.y + i, skip * load(to.in.u + i));
     }
     memset(to.gB, 0, count * sizeof(S));
@@ -219,7 +225,7 @@ class Backward {
   template <int NB>
   void run_states(const Buffers& to, int k, int64_t batch, const Block& block, int64_t stretch,
                   int64_t begin, int steps, int64_t n, int64_t run) const {
-    const bool b = p_.B.constant, c = p_.C.constant, output = p_.z.data != nullptr;
+    const bool b = p_.B.constant, c = p_.C.constant;
     const int64_t at = (k * p_.state + n) * W, tile = begin - stretch;
     Span<V> x;
     x.A = to.A + at;
@@ -231,6 +237,7 @@ class Backward {
     x.dy = to.dy;
     x.h = to.h;
     x.a = to.a;
+    x.slope = to.slope;
     x.y = to.y;
     x.g = to.g + at;
     x.dA = to.dA + at;
@@ -242,10 +249,12 @@ class Backward {
     for (int j = 0; j < NB; j++) store(x.h + j * W, load(border + (n + j) * p_.dim, block.lanes));
     const auto pick = [&]<bool kB, bool kC>() {
       for_stretches(p_, batch, begin, steps, [&](int first, int length, bool reset) {
-        const auto f = output ? replay<V, NB, kB, kC, true> : replay<V, NB, kB, kC, false>;
+        const auto f = p_.negative      ? replay<V, NB, kB, kC, true, true>
+                       : wants_output() ? replay<V, NB, kB, kC, true, false>
+                                        : replay<V, NB, kB, kC, false, false>;
         f(x, first, length, reset);
       });
-      retrace<V, NB, kB, kC>(x, steps);
+      (p_.negative ? retrace<V, NB, kB, kC, true> : retrace<V, NB, kB, kC, false>)(x, steps);
     };
     if (b) {
       c ? pick.template operator()<true, true>() : pick.template operator()<true, false>();

@@ -30,7 +30,7 @@ struct Grid {
 };
 
 // Runs of one block. Parts are multiples of `unit` steps; there are several only if there are fewer
-// blocks than threads.
+// blocks than threads, and the factors of many steps are an exponential (see cpu_links.h).
 inline Grid grid_of(const ScanProblem& p, int lanes, int64_t unit, int64_t threads) {
   constexpr int64_t kFewestSteps = 512;
   Grid g{};
@@ -40,7 +40,7 @@ inline Grid grid_of(const ScanProblem& p, int lanes, int64_t unit, int64_t threa
   g.cut_runs(1);
   const int64_t blocks = g.batch * g.groups * g.blocks;
   int64_t parts = 1;
-  if (blocks > 0 && blocks < threads) {
+  if (blocks > 0 && blocks < threads && !p.negative) {
     int64_t common = blocks;  // divisor, so that all threads get the same number of tasks
     while (blocks % common != 0 || threads % common != 0) common--;
     parts = smaller(threads / common, p.length / kFewestSteps);
@@ -292,6 +292,13 @@ void for_stretches(const ScanProblem& p, int64_t batch, int64_t begin, int steps
     f(first, last - first, reset(first));
     first = last;
   }
+}
+
+// What a state is multiplied with, from exp(delta A).
+template <bool kNegative, class V>
+ZOO_INLINE V factor(V exponential) {
+  if constexpr (!kNegative) return exponential;
+  return exponential + exponential - V::set(1);
 }
 
 // f.operator()<NB>(n) for runs of NB = kMost, kMost/2, ..., 1 states that together cover all.

@@ -7,7 +7,7 @@ namespace zoo::ZOO_CPU::scan {
 
 // NB states over successive steps of a tile; y += C h. B and C are [state][pitch] numbers or, constant,
 // [state] vectors.
-template <class V, int NB, bool kConstantB, bool kConstantC>
+template <class V, int NB, bool kConstantB, bool kConstantC, bool kNegative>
 void advance(typename V::Scalar* h, const typename V::Scalar* A, const typename V::Scalar* B,
              const typename V::Scalar* C, int64_t pitch, const typename V::Scalar* delta,
              const typename V::Scalar* du, typename V::Scalar* y, int steps) {
@@ -23,7 +23,7 @@ void advance(typename V::Scalar* h, const typename V::Scalar* A, const typename 
     for (int j = 0; j < NB; j++) {
       const V b = kConstantB ? load(B + j * W) : V::set(B[j * pitch + s]);
       const V c = kConstantC ? load(C + j * W) : V::set(C[j * pitch + s]);
-      state[j] = fma(exp2(d * decay[j]), state[j], b * x);
+      state[j] = fma(factor<kNegative>(exp2(d * decay[j])), state[j], b * x);
       sum = fma(c, state[j], sum);
     }
     store(y + s * W, sum);
@@ -146,13 +146,20 @@ class Forward {
   }
 
   void advance_all(const Buffers& to, int k, int64_t tile, int first, int steps) const {
+    p_.negative ? advance_all<true>(to, k, tile, first, steps)
+                : advance_all<false>(to, k, tile, first, steps);
+  }
+
+  template <bool kNegative>
+  void advance_all(const Buffers& to, int k, int64_t tile, int first, int steps) const {
     const bool b = p_.B.constant, c = p_.C.constant;
     for_runs_of_states<8>(p_.state, [&]<int NB>(int64_t n) {
       const int64_t at = (k * p_.state + n) * W;
       const S* const B = b ? to.constant_B + at : to.B + n * stretch_ + tile + first;
       const S* const C = c ? to.constant_C + at : to.C + n * stretch_ + tile + first;
-      const auto f = b ? (c ? advance<V, NB, true, true> : advance<V, NB, true, false>)
-                       : (c ? advance<V, NB, false, true> : advance<V, NB, false, false>);
+      const auto f =
+          b ? (c ? advance<V, NB, true, true, kNegative> : advance<V, NB, true, false, kNegative>)
+            : (c ? advance<V, NB, false, true, kNegative> : advance<V, NB, false, false, kNegative>);
       f(to.h + at, to.A + at, B, C, stretch_, to.in.delta + first * W, to.in.du + first * W,
         to.y + first * W, steps);
     });

@@ -15,6 +15,7 @@ struct Span {
   int64_t pitch;
   const S *delta, *du, *dy;  // [step][lane]
   S *h, *a;                  // [step][state][lane]; h begins with the state before the first step
+  S* slope;                  // as a: its derivative to delta A, where that is not a itself
   S* y;                      // += C h, if wanted
   S *g, *dA;                 // [state][lane]; of the chunks behind, updated
   S *gB, *gA;                // [step][lane] += sum over the states of B g, of A a h g
@@ -22,7 +23,7 @@ struct Span {
 };
 
 // The states and their decays after each of the steps first ... first+count.
-template <class V, int NB, bool kConstantB, bool kConstantC, bool kOutput>
+template <class V, int NB, bool kConstantB, bool kConstantC, bool kOutput, bool kNegative>
 void replay(const Span<V>& x, int first, int count, bool reset) {
   constexpr int W = V::kSize;
   V state[NB], decay[NB];
@@ -35,9 +36,10 @@ void replay(const Span<V>& x, int first, int count, bool reset) {
     V sum = kOutput ? load(x.y + s * W) : V::set(0);
     for (int j = 0; j < NB; j++) {
       const V b = kConstantB ? load(x.B + j * W) : V::set(x.B[j * x.pitch + s]);
-      const V a = exp2(d * decay[j]);
+      const V e = exp2(d * decay[j]), a = factor<kNegative>(e);
       state[j] = fma(a, state[j], b * du);
       store(x.a + (s * NB + j) * W, a);
+      if (kNegative) store(x.slope + (s * NB + j) * W, e + e);
       store(x.h + ((s + 1) * NB + j) * W, state[j]);
       if (kOutput) {
         const V c = kConstantC ? load(x.C + j * W) : V::set(x.C[j * x.pitch + s]);
@@ -47,7 +49,10 @@ void replay(const Span<V>& x, int first, int count, bool reset) {
     if (kOutput) store(x.y + s * W, sum);
   }
   if (reset) {
-    for (int j = 0; j < NB; j++) store(x.a + (first * NB + j) * W, V::set(0));
+    for (int j = 0; j < NB; j++) {
+      store(x.a + (first * NB + j) * W, V::set(0));
+      if (kNegative) store(x.slope + (first * NB + j) * W, V::set(0));
+    }
   }
 }
 
@@ -71,7 +76,7 @@ ZOO_INLINE void complete(typename V::Scalar* to, const typename V::Scalar* colle
   }
 }
 
-template <class V, int NB, bool kConstantB, bool kConstantC>
+template <class V, int NB, bool kConstantB, bool kConstantC, bool kNegative>
 void retrace(const Span<V>& x, int steps) {
   constexpr int W = V::kSize;
   // Sums of their own for each chunk: a single one over a long sequence would lose digits.
@@ -101,8 +106,9 @@ void retrace(const Span<V>& x, int steps) {
         dC_s[j] = after[j] * dy;
       }
       gB = fma(g[j], b, gB);
-      g[j] = g[j] * load(x.a + (s * NB + j) * W);
-      const V before = load(x.h + (s * NB + j) * W), gah = g[j] * before;
+      const V before = load(x.h + (s * NB + j) * W), a = load(x.a + (s * NB + j) * W);
+      const V slope = kNegative ? load(x.slope + (s * NB + j) * W) : a, gah = g[j] * slope * before;
+      g[j] = g[j] * a;
       gA = fma(gah, decay[j], gA);
       dA[j] = fma(gah, d, dA[j]);
       after[j] = before;

@@ -56,7 +56,7 @@ struct Problem {
   int64_t batch, channels, length;
   int states, groups;
   int chunks, tiles_per_chunk, tiles;  // along the sequence
-  bool softplus, reverse;
+  bool softplus, reverse, negative;
   Sequence<const T> u, delta, z;  // z may be absent
   Projection<T> b, c;
   const F *a, *skip, *bias;  // [channel, state]; [channel], may be absent
@@ -239,6 +239,18 @@ __device__ __forceinline__ F chain(F factor, F& offset, F start, int lane) {
   return rank == 0 ? start : before;
 }
 
+// Factors from exp(delta A); the result is their product.
+template <int kSteps, class F>
+__device__ __forceinline__ F negative_factors(F (&a)[kSteps]) {
+  F product = 1;
+#pragma unroll
+  for (int i = 0; i < kSteps; ++i) {
+    a[i] = 2 * a[i] - 1;
+    product *= a[i];
+  }
+  return product;
+}
+
 template <int kLanes, class F>
 __device__ __forceinline__ F sum_over_lanes(F v) {
 #pragma unroll
@@ -274,6 +286,7 @@ Problem<T> describe(const ScanProblem& p) {
   q.tiles = static_cast<int>((p.length + Tile::kTile - 1) / Tile::kTile);
   q.softplus = p.softplus;
   q.reverse = p.reverse;
+  q.negative = p.negative;
   q.u = sequence<const T>(p.u);
   q.delta = sequence<const T>(p.delta);
   q.z = sequence<const T>(p.z);
@@ -284,12 +297,13 @@ Problem<T> describe(const ScanProblem& p) {
   q.bias = static_cast<const F*>(p.delta_bias);
   q.reset = p.reset;
 
-  // A chunk of its own costs a pass more, so there are several only where one leaves half the GPU idle.
+  // A chunk of its own costs a pass more, so there are several only where one leaves half the GPU idle,
+  // and where the factor of a whole chunk is an exponential.
   const int64_t room = static_cast<int64_t>(multiprocessors()) * Tile::kBlocks;
   const int64_t blocks = p.batch * p.groups * blocks_per_group<Tile>(p.dim / p.groups);
   constexpr int kTilesAtLeast = 4;
   int64_t chunks = 1;
-  if (2 * blocks <= room)
+  if (2 * blocks <= room && !p.negative)
     chunks = std::clamp<int64_t>(q.tiles / kTilesAtLeast, 1, (room + blocks - 1) / blocks);
   q.tiles_per_chunk = static_cast<int>((q.tiles + chunks - 1) / chunks);
   q.chunks = (q.tiles + q.tiles_per_chunk - 1) / q.tiles_per_chunk;

@@ -189,7 +189,7 @@ __global__ void __launch_bounds__(Tiling<T, true>::kThreads, Tiling<T, true>::kB
         coefficients<Tile, T>(b, p.b, shared.b[n - n0], at.lane, at.channel * N + n);
 #pragma unroll
         for (int i = 0; i < K; ++i) a[i] = exp2_fast(delta[i] * decay_n);
-        F factor = exp2_fast(total * decay_n);
+        F factor = p.negative ? negative_factors(a) : exp2_fast(total * decay_n);
         if (resets) {
           factor = 0;
 #pragma unroll
@@ -219,7 +219,8 @@ __global__ void __launch_bounds__(Tiling<T, true>::kThreads, Tiling<T, true>::kB
           const F g = q + c[i] * dy[i];
           c[i] = h[i] * dy[i];  // dC
           q = a[i] * g;
-          const F through_a = q * (i > 0 ? h[i - 1] : before);
+          const F slope_g = p.negative ? (resets >> i & 1u ? 0 : q + g) : q;
+          const F through_a = slope_g * (i > 0 ? h[i - 1] : before);
           da_n += through_a * delta[i];
           ddelta[i] += decay_n * through_a;
           ddu[i] += b[i] * g;

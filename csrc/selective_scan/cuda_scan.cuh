@@ -135,7 +135,7 @@ __global__ void __launch_bounds__(Tiling<T, false>::kThreads, kScanBlocks<T, kPa
           a[i] = exp2_fast(delta[i] * decay_n);
           b[i] *= x[i];
         }
-        F factor = exp2_fast(total * decay_n);
+        F factor = p.negative ? negative_factors(a) : exp2_fast(total * decay_n);
         if (resets) {
           factor = 0;
 #pragma unroll

@@ -31,6 +31,7 @@ struct ScanProblem {
   int64_t batch, dim, length, state, groups;  // groups divides dim; all are at least 1 but batch
   bool softplus;  // of delta, after the bias
   bool reverse;   // from the last step to the first
+  bool negative;  // the state's factors are 2 exp(delta A) - 1
   ScanSequence u, delta, z;    // z: optional
   const void* A;               // [dim, state], accumulator
   ScanProjection B, C;

@@ -62,7 +62,7 @@ bool dtypes_fit(const Tensor& state, const Tensor& x) {
 
 Tensor selective_state_update(const Tensor& state, const Tensor& x, const Tensor& dt, const Tensor& A,
                               const Tensor& B, const Tensor& C, const Optional& D, const Optional& z,
-                              const Optional& dt_bias, bool dt_softplus) {
+                              const Optional& dt_bias, bool dt_softplus, bool negative) {
   constexpr const char* op = "selective_state_update";
   dtype_of(op, "x", x);
   dtype_of(op, "state", state);
@@ -100,6 +100,7 @@ Tensor selective_state_update(const Tensor& state, const Tensor& x, const Tensor
       .state = a.state,
       .groups = groups,
       .softplus = dt_softplus,
+      .negative = negative,
       .states = state.mutable_data_ptr(),
       .states_batch = state.stride(0),
       .states_head = states_head,

@@ -92,14 +92,16 @@ class Step {
     const T *const B = projection(call_.B, batch, group), *const C = projection(call_.C, batch, group);
     const bool one_decay = call_.A.state == 0;
     const V e = V::set(exponent), g = V::set(gain), shared = exp2(e * V::set(*A));
+    const V scale = V::set(call_.negative ? 2 : 1), shift = V::set(call_.negative ? -1 : 0);
     V sum = V::set(0);
     for (int64_t n = 0; n < N; n += W) {
       const int count = static_cast<int>(N - n < W ? N - n : W);
       const V b = gather(B + n * call_.B.state, call_.B.state, count);
       const V c = gather(C + n * call_.C.state, call_.C.state, count);
-      const V decay =
+      const V exponential =
           one_decay ? shared : exp2(e * gather(A + n * call_.A.state, call_.A.state, count));
       S* const at = h + n * call_.states_state;
+      const V decay = fma(exponential, scale, shift);
       const V next = fma(decay, gather(at, call_.states_state, count), g * b);
       scatter(at, call_.states_state, next, count);
       sum = fma(c, next, sum);

@@ -61,7 +61,8 @@ __global__ void __launch_bounds__(kThreads)
     load_steps(cn, c + n * call.C.state, call.C.state, valid, bytes.c);
 #pragma unroll
     for (int i = 0; i < K; ++i) {
-      const F next = exp_fast(dt * an[i]) * h[i] + dt * x * bn[i];
+      const F decay = exp_fast(dt * an[i]);
+      const F next = (call.negative ? 2 * decay - 1 : decay) * h[i] + dt * x * bn[i];
       y += cn[i] * next;
       h[i] = next;
     }

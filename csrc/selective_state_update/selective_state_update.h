@@ -32,6 +32,7 @@ struct StateUpdate {
   DType state_dtype;  // of the states: as the signals, or float32, or any if the signals are float32
   int64_t batch, heads, head_dim, state, groups;  // groups divides heads
   bool softplus;                                  // of dt, after the bias
+  bool negative;                                  // the states' factors are 2 exp(dt A) - 1
   void* states;  // [batch, head, channel, state], overwritten
   int64_t states_batch, states_head, states_channel, states_state;
   Signal x, dt, z, out;  // z: optional

@@ -149,7 +149,8 @@ def selective_scan(random: Random) -> Call:
         maybe(random, signal(batch, dim, length)),
         maybe(random, floats(dim, dtype=parameter).abs() / 4),
         maybe(random, floats(batch, dim, state, dtype=parameter)),
-        maybe(random, torch.rand(batch, length) < 0.1), softplus, random.random() < 0.5, chunk,
+        maybe(random, torch.rand(batch, length) < 0.1), softplus, random.random() < 0.5,
+        random.random() < 0.3, chunk,
     ]  # fmt: skip
     if random.random() < 0.5:
         return Call("selective_scan", arguments, unread=(2,))
@@ -186,7 +187,7 @@ def selective_state_update(random: Random) -> Call:
     arguments = [
         state, signal(), dt, -per_channel(n).abs(), projection(), projection(),
         maybe(random, per_channel()), maybe(random, signal()),
-        maybe(random, per_channel().abs() / 4), softplus,
+        maybe(random, per_channel().abs() / 4), softplus, random.random() < 0.3,
     ]  # fmt: skip
     return Call("selective_state_update", arguments, changed=(0,))
 

@@ -71,9 +71,10 @@ SCANS = {
 }
 
 
+@pytest.mark.parametrize("eig_range", ["01", "pm1"])
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 @pytest.mark.parametrize("case", SCANS)
-def test_selective_scan(case, reverse):
+def test_selective_scan(case, reverse, eig_range):
     torch.manual_seed(0)
     options = SCANS[case]
     problem = scan_problem(**options)
@@ -87,6 +88,7 @@ def test_selective_scan(case, reverse):
         delta_softplus=options.get("softplus", True),
         return_last_state=True,
         reverse=reverse,
+        eig_range=eig_range,
     )
 
 
@@ -138,7 +140,8 @@ STEPS = {
     (torch.float64, torch.float64),
 ], ids=str)  # fmt: skip
 @pytest.mark.parametrize("case", STEPS)
-def test_selective_state_update(case, dtype, kept):
+@pytest.mark.parametrize("eig_range", ["01", "pm1"])
+def test_selective_state_update(case, dtype, kept, eig_range):
     torch.manual_seed(0)
     shape, projection = STEPS[case]
     given = {
@@ -148,8 +151,9 @@ def test_selective_state_update(case, dtype, kept):
     }  # fmt: skip
     kinds = dict.fromkeys(("A", "D", "dt_bias"), state_dtype(dtype)) | {"state": kept}
     ours = {n: t.clone().to(DEVICE, kinds.get(n, dtype)) for n, t in given.items()}
-    out = zoo.ops.selective_state_update(**ours, dt_softplus=True)
-    expected = zoo.ops.selective_state_update_reference(**given, dt_softplus=True)
+    options = dict(dt_softplus=True, eig_range=eig_range)
+    out = zoo.ops.selective_state_update(**ours, **options)
+    expected = zoo.ops.selective_state_update_reference(**given, **options)
     assert error(out, expected) < TOLERANCE[dtype]
     assert error(ours["state"], given["state"]) < TOLERANCE[kept]
 
@@ -326,7 +330,7 @@ def test_opcheck():
     torch.library.opcheck(
         torch.ops.zoo.selective_scan.default,
         (t["u"], t["delta"], t["A"], t["B"], t["C"], t["D"], t["z"], t["delta_bias"],
-         t["initial_state"], t["reset"], True, False, 64),
+         t["initial_state"], t["reset"], True, False, True, 64),
     )  # fmt: skip
     x = exact(2, 3, 7).float().to(DEVICE).requires_grad_()
     weight = exact(3, 4).float().to(DEVICE).requires_grad_()

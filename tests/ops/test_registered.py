@@ -32,7 +32,8 @@ def given(op: str) -> dict[str, object]:
     scan = dict(
         u=r(2, 4, 40), delta=r(2, 4, 40), A=-r(4, 3).abs(), B=r(2, 2, 3, 40), C=r(2, 2, 3, 40),
         D=r(4), z=r(2, 4, 40), delta_bias=r(4), initial_state=r(2, 4, 3),
-        reset=torch.zeros(2, 40, dtype=torch.bool), delta_softplus=True, reverse=False, chunk=32,
+        reset=torch.zeros(2, 40, dtype=torch.bool), delta_softplus=True, reverse=False,
+        negative=True, chunk=32,
     )  # fmt: skip
     mamba2 = dict(
         x=r(2, 9, 4, 5), dt=r(2, 9, 4).abs(), A=-r(4).abs(), B=r(2, 9, 2, 3), C=r(2, 9, 2, 3),
@@ -71,6 +72,7 @@ def given(op: str) -> dict[str, object]:
         "selective_state_update": dict(
             state=r(2, 4, 3), x=r(2, 4), dt=r(2, 4).abs(), A=-r(4, 3).abs(), B=r(2, 2, 3),
             C=r(2, 2, 3), D=r(4), z=r(2, 4), dt_bias=r(4).abs(), dt_softplus=True,
+            negative=True,
         ),
         "ssd": mamba2,
         "ssd_backward": dict(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from tests.ops.problems import (
 from zoo.errors import ZooError
 from zoo.ops import selective_scan, selective_scan_reference
 
+EIG_RANGES = ("01", "pm1")
 PROBLEMS = {
     "one step": dict(batch=1, dim=1, length=1, state=1),
     "two steps": dict(batch=2, dim=5, length=2, state=16, groups=5),
@@ -55,7 +57,7 @@ def threads():
 def test_equals_reference(cpu_variant, dtype, layout):
     """Output, last state and all gradients against float64, in both directions."""
     for name, sizes in PROBLEMS.items():
-        for reverse in BOTH:
+        for reverse, eig_range in itertools.product(BOTH, EIG_RANGES):
             wrong = compare(
                 selective_scan,
                 selective_scan_reference,
@@ -66,20 +68,21 @@ def test_equals_reference(cpu_variant, dtype, layout):
                 delta_softplus=name != "groups",
                 return_last_state=True,
                 reverse=reverse,
+                eig_range=eig_range,
             )
-            assert not wrong, (name, reverse)
+            assert not wrong, (name, reverse, eig_range)
 
 
 @pytest.mark.parametrize(
-    "absent, softplus, last, reverse, constant",
+    "absent, softplus, last, reverse, eig_range, constant",
     some(
         60,
         [" ".join(n for i, n in enumerate(NOTHING_OPTIONAL.split()) if bits >> i & 1)
          for bits in range(32)],
-        BOTH, BOTH, BOTH, ("", "B", "C", "BC"),
+        BOTH, BOTH, BOTH, EIG_RANGES, ("", "B", "C", "BC"),
     ),
 )  # fmt: skip
-def test_every_combination_of_arguments(absent, softplus, last, reverse, constant):
+def test_every_combination_of_arguments(absent, softplus, last, reverse, eig_range, constant):
     torch.manual_seed(0)
     assert not compare(
         selective_scan,
@@ -90,6 +93,7 @@ def test_every_combination_of_arguments(absent, softplus, last, reverse, constan
         delta_softplus=softplus,
         return_last_state=last,
         reverse=reverse,
+        eig_range=eig_range,
     )
 
 
@@ -107,8 +111,8 @@ def test_gradient_of_one_result(only):
 
 
 @pytest.mark.parametrize("shape", [dict(dim=3, state=2), dict(dim=40, state=16, groups=2)], ids=str)
-@pytest.mark.parametrize("reverse", BOTH)
-def test_sequence_cut_among_threads(threads, shape, reverse):
+@pytest.mark.parametrize("reverse, eig_range", [(False, "01"), (True, "01"), (False, "pm1")])
+def test_sequence_cut_among_threads(threads, shape, reverse, eig_range):
     """Few channels: every thread has a part of the sequence."""
     torch.manual_seed(0)
     problem = scan_problem(1, length=5000, **shape)
@@ -121,7 +125,9 @@ def test_sequence_cut_among_threads(threads, shape, reverse):
         threads(7)
         return result
 
-    options = dict(delta_softplus=True, return_last_state=True, reverse=reverse)
+    options = dict(
+        delta_softplus=True, return_last_state=True, reverse=reverse, eig_range=eig_range
+    )
     for dtype in (torch.float64, torch.float32):
         assert not compare(selective_scan, one_thread, problem, scan_sequences(), dtype, **options)
 
@@ -167,6 +173,17 @@ def test_a_million_random_steps():
     assert not wrong
 
 
+def test_the_parity_of_4096_bits():
+    """A step that turns the state's sign where its bit is 1, and leaves it where it is 0."""
+    torch.manual_seed(0)
+    bits = torch.randint(0, 2, (4, 1, 4096)).float()
+    u, ones = torch.zeros_like(bits), torch.ones(4, 1, 4096)
+    one = torch.ones(4, 1, 1)
+    A = torch.full((1, 1), -1e4)
+    y = selective_scan(u, bits, A, ones, ones, initial_state=one, eig_range="pm1")
+    assert torch.equal(y[:, 0], 1 - 2 * (bits[:, 0].cumsum(1) % 2))
+
+
 def test_reset_separates_packed_sequences():
     torch.manual_seed(0)
     leaves = scan_problem(1, 5, 90, 3, absent="reset").leaves("cpu", {}, "rows")
@@ -180,17 +197,17 @@ def test_reset_separates_packed_sequences():
         torch.testing.assert_close(packed[..., part], selective_scan(**alone))
 
 
+@pytest.mark.parametrize("eig_range", EIG_RANGES)
 @pytest.mark.parametrize("reverse", BOTH)
-def test_state_continues_a_sequence(reverse):
+def test_state_continues_a_sequence(reverse, eig_range):
     torch.manual_seed(0)
     leaves = scan_problem(2, 5, 90, 3, absent="reset").leaves("cpu", {}, "rows")
-    whole, last = selective_scan(**leaves, return_last_state=True, reverse=reverse)
+    options = dict(return_last_state=True, reverse=reverse, eig_range=eig_range)
+    whole, last = selective_scan(**leaves, **options)
     parts, sequences = {}, scan_sequences().split()
     for part in sorted([slice(0, 37), slice(37, 90)], key=lambda s: s.start, reverse=reverse):
         now = {n: t[..., part] if n in sequences else t for n, t in leaves.items()}
-        parts[part.start], leaves["initial_state"] = selective_scan(
-            **now, return_last_state=True, reverse=reverse
-        )
+        parts[part.start], leaves["initial_state"] = selective_scan(**now, **options)
     torch.testing.assert_close(torch.cat([parts[0], parts[37]], dim=-1), whole)
     torch.testing.assert_close(leaves["initial_state"], last)
 
@@ -225,16 +242,20 @@ def test_complex_rates():
 
 def test_gradcheck():
     torch.manual_seed(0)
-    for sizes in (dict(groups=2), dict(constant="BC", softplus=False)):
+    for eig_range, sizes in zip(
+        EIG_RANGES, (dict(groups=2), dict(constant="BC", softplus=False)), strict=True
+    ):
         leaves = scan_problem(2, 4, 7, 2, **sizes).leaves("cpu", {}, "rows")
         reset = leaves.pop("reset")
         names = list(leaves)
 
-        def scan(*tensors, names=names, reset=reset, softplus="constant" not in sizes):
-            inputs = dict(zip(names, tensors, strict=True))
-            return selective_scan(
-                **inputs, reset=reset, delta_softplus=softplus, return_last_state=True, reverse=True
-            )
+        options = dict(
+            reset=reset, delta_softplus="constant" not in sizes, return_last_state=True,
+            reverse=True, eig_range=eig_range,
+        )  # fmt: skip
+
+        def scan(*tensors, names=names, options=options):
+            return selective_scan(**dict(zip(names, tensors, strict=True)), **options)
 
         assert torch.autograd.gradcheck(scan, tuple(leaves.values()), fast_mode=True)
 
@@ -259,12 +280,12 @@ def test_opcheck(absent):
     t = float32_leaves(absent)
     names = ["u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state", "reset"]
     torch.library.opcheck(
-        torch.ops.zoo.selective_scan.default, (*map(t.get, names), True, False, 128)
+        torch.ops.zoo.selective_scan.default, (*map(t.get, names), True, False, True, 128)
     )
 
 
 def scan_and_state(inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    return selective_scan(**inputs, delta_softplus=True, return_last_state=True)
+    return selective_scan(**inputs, delta_softplus=True, return_last_state=True, eig_range="pm1")
 
 
 def test_compiles_as_one_graph():
@@ -337,6 +358,7 @@ A, P = -torch.rand(4, 3), torch.randn(2, 3, 9)
         (dict(u=X.int()), "u must be float32, bfloat16, float16 or float64, got torch.int32"),
         (dict(z=X.bfloat16()), "z is torch.bfloat16 and u is torch.float32; cast them"),
         (dict(A=A.double()), "A must be torch.float32 (or torch.float32, as u), got torch.float64"),
+        (dict(eig_range="11"), "eig_range is '11', expected one of 01, pm1"),
         (dict(delta=X.to("meta")), "delta is on meta and u on cpu; move them to one device"),
     ],
 )  # fmt: skip

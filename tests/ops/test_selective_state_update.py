@@ -56,7 +56,9 @@ LAYOUTS = {
 }
 
 
-def check(given: dict[str, Tensor], dtype, kept, layout="contiguous", softplus=True) -> None:
+def check(
+    given: dict[str, Tensor], dtype, kept, layout="contiguous", softplus=True, eig_range="01"
+) -> None:
     parameter = state_dtype(dtype)
     kinds = {"state": kept, "A": parameter, "D": parameter, "dt_bias": parameter}
 
@@ -68,8 +70,9 @@ def check(given: dict[str, Tensor], dtype, kept, layout="contiguous", softplus=T
         given.pop("dt_bias", None)
     ours = {n: arranged(t.to(kinds.get(n, dtype))) for n, t in given.items()}
     expected = {n: t.clone() if n == "state" else t for n, t in given.items()}
-    out = selective_state_update(**ours, dt_softplus=softplus)
-    reference = selective_state_update_reference(**expected, dt_softplus=softplus)
+    options = dict(dt_softplus=softplus, eig_range=eig_range)
+    out = selective_state_update(**ours, **options)
+    reference = selective_state_update_reference(**expected, **options)
     assert out.dtype == dtype and out.shape == given["x"].shape
     assert error(out, reference) < TOLERANCE[dtype]
     assert error(ours["state"], expected["state"]) < TOLERANCE[kept]
@@ -79,7 +82,9 @@ def check(given: dict[str, Tensor], dtype, kept, layout="contiguous", softplus=T
 @pytest.mark.parametrize("dtype, kept", DTYPES, ids=str)
 def test_equals_reference(cpu_variant, dtype, kept, layout):
     for sizes, optional, softplus in itertools.product(SIZES, BOTH, BOTH):
-        check(make(*sizes, optional=optional), dtype, kept, layout, softplus)
+        for eig_range in ("01", "pm1"):
+            given = make(*sizes, optional=optional)
+            check(given, dtype, kept, layout, softplus, eig_range)
 
 
 @pytest.mark.parametrize("dtype, kept", DTYPES[:5], ids=str)
@@ -103,19 +108,21 @@ def test_a_slice_of_a_pool():
     assert torch.equal(pool[:, ::2], expected) and torch.equal(pool[:, 1::2], before[:, 1::2])
 
 
-def test_steps_equal_a_scan():
+@pytest.mark.parametrize("eig_range", ["01", "pm1"])
+def test_steps_equal_a_scan(eig_range):
     torch.manual_seed(0)
     u, delta, z = (torch.randn(2, 6, 9) for _ in range(3))
     A, B, C = -torch.rand(6, 4), torch.randn(2, 3, 4, 9), torch.randn(2, 3, 4, 9)
     D, bias = torch.randn(6), torch.randn(6)
-    whole, last = selective_scan(u, delta, A, B, C, D, z, bias, True, True)
+    whole, last = selective_scan(u, delta, A, B, C, D, z, bias, True, True, eig_range=eig_range)
     state = torch.zeros(2, 6, 4)
     steps = [
         selective_state_update(
-            state, u[..., t], delta[..., t], A, B[..., t], C[..., t], D, z[..., t], bias, True
+            state, u[..., t], delta[..., t], A, B[..., t], C[..., t], D, z[..., t], bias, True,
+            eig_range=eig_range,
         )
         for t in range(9)
-    ]
+    ]  # fmt: skip
     torch.testing.assert_close(torch.stack(steps, -1), whole)
     torch.testing.assert_close(state, last)
 
@@ -136,7 +143,9 @@ def test_gradients_are_those_of_the_reference():
 
 def test_opcheck_and_compile():
     given = {n: t.float() for n, t in make((4, 3), 2, 5).items()}
-    torch.library.opcheck(torch.ops.zoo.selective_state_update.default, (*given.values(), True))
+    torch.library.opcheck(
+        torch.ops.zoo.selective_state_update.default, (*given.values(), True, True)
+    )
     compiled = torch.compile(selective_state_update, fullgraph=True, backend="aot_eager")
     ours, expected = given["state"].clone(), given.pop("state")
     torch.testing.assert_close(compiled(ours, **given), selective_state_update(expected, **given))

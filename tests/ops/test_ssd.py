@@ -79,6 +79,17 @@ def test_equals_reference(cpu_variant, dtype, layout):
 
 
 @pytest.mark.parametrize("reverse", [False, True])
+def test_negative_decays(reverse):
+    """Which linear attention computes: with borders, states, groups, skip and gate."""
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        for name in ("few states", "part of a vector", "skip by head", "nothing optional"):
+            assert not compare(
+                ssd, ssd_reference, problem_of(name), SSD_SIGNALS, dtype, dt_softplus=True,
+                dt_limit=(0.01, 2.0), return_final_states=True, reverse=reverse, eig_range="pm1",
+            ), name  # fmt: skip
+
+
+@pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("name", ["few states", "part of a vector", "whole vectors", "no gate"])
 @pytest.mark.parametrize("chunk", [1, 16, 256])
 def test_pytorch_alone_gives_the_same(name, chunk, reverse):

@@ -13,8 +13,9 @@ from zoo.layers.cache import RecurrentState
 from zoo.layers.plain import is_plain, like, linear_of_half, split_bias
 from zoo.layers.precision import at_least_fp32
 from zoo.layers.short_conv import make_short_conv, short_conv
-from zoo.layers.ssm_init import dt_bias, dt_weight, s4d_real_log
+from zoo.layers.ssm_init import dt_bias, dt_weight, s4d_real_log, say_range
 from zoo.ops import causal_conv1d, selective_scan, selective_state_update
+from zoo.ops.selective_scan import is_negative
 
 
 class Mamba(nn.Module):
@@ -40,8 +41,11 @@ class Mamba(nn.Module):
             projections, A and D of its own; the backward convolution looks ahead.
         if_divide_out: v2 halves the sum of both directions.
         init_layer_scale: initial value of a learned factor on every output channel; None for none.
+        eig_range: of the factors of the state: "01", or "pm1" for (-1, 1), which can track states
+            (arXiv 2411.12537). The state dict says so where it is the second.
     """
 
+    eig_range: str = "01"
     conv1d: nn.Conv1d
     x_proj: nn.Linear
     dt_proj: nn.Linear
@@ -68,8 +72,10 @@ class Mamba(nn.Module):
         bimamba_type: str = "none",
         if_divide_out: bool = False,
         init_layer_scale: float | None = None,
+        eig_range: str = "01",
     ) -> None:
         super().__init__()
+        say_range(self, is_negative("Mamba", eig_range))
         if bimamba_type not in ("none", "v1", "v2"):
             raise ZooError(f"bimamba_type is none, v1 or v2, not {bimamba_type}")
         self.bimamba_type = bimamba_type
@@ -186,12 +192,13 @@ class Mamba(nn.Module):
         """One token; ``state.ssm`` is overwritten in place."""
         u, dt, B, C, z = (t[:, 0] for t in (u, dt, B, C, z))
         A = -at_least_fp32(self.A_log).exp()
-        y = selective_state_update(state.ssm, u, dt, A, B, C, self.D, z, bias, dt_softplus=True)
+        y = selective_state_update(
+            state.ssm, u, dt, A, B, C, self.D, z, bias, True, eig_range=self.eig_range
+        )
         return y[:, None]
 
-    @staticmethod
     def _scan(
-        u: Tensor, dt: Tensor, A_log: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor,
+        self, u: Tensor, dt: Tensor, A_log: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor,
         bias: Tensor | None, seq_idx: Tensor | None, initial_state: Tensor | None = None,
         reverse: bool = False,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
@@ -202,6 +209,7 @@ class Mamba(nn.Module):
             u, dt, -at_least_fp32(A_log).exp(), B, C, at_least_fp32(D), z,
             delta_bias=bias, delta_softplus=True, return_last_state=True,
             initial_state=initial_state, reset=_borders(seq_idx, reverse), reverse=reverse,
+            eig_range=self.eig_range,
         )  # fmt: skip
         return y.transpose(1, 2), last
 

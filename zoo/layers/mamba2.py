@@ -12,8 +12,9 @@ from zoo.layers.norms import RMSNormGated
 from zoo.layers.plain import like
 from zoo.layers.precision import at_least_fp32
 from zoo.layers.short_conv import make_short_conv, short_conv
-from zoo.layers.ssm_init import dt_bias
+from zoo.layers.ssm_init import dt_bias, say_range
 from zoo.ops import selective_state_update, ssd
+from zoo.ops.selective_scan import is_negative
 
 ANY_STEP = (0.0, float("inf"))
 
@@ -45,10 +46,14 @@ class Mamba2(nn.Module):
             holds for single steps as well.
         bias, conv_bias: whether the projections and the convolution have one.
         chunk_size: of the scan; a matter of speed.
+        eig_range: of the factors of the state: "01", or "pm1" for (-1, 1), which can track states
+            (arXiv 2411.12537). The state dict says so where it is the second.
 
     Raises:
         ZooError: if the sizes do not divide.
     """
+
+    eig_range: str = "01"
 
     def __init__(
         self,
@@ -71,8 +76,10 @@ class Mamba2(nn.Module):
         bias: bool = False,
         conv_bias: bool = True,
         chunk_size: int = 256,
+        eig_range: str = "01",
     ) -> None:
         super().__init__()
+        say_range(self, is_negative("Mamba-2", eig_range))
         d_inner = expand * d_model
         self.d_ssm = d_inner if d_ssm is None else d_ssm
         self.d_mlp = d_inner - self.d_ssm
@@ -161,6 +168,7 @@ class Mamba2(nn.Module):
             x, dt, A, B, C, self.chunk_size, self._skip(), gate, self.dt_bias,
             initial_states=None if state is None else state.ssm, seq_idx=seq_idx,
             dt_softplus=True, dt_limit=self.dt_limit, return_final_states=True,
+            eig_range=self.eig_range,
         )  # fmt: skip
         if state is not None:
             state.ssm = last
@@ -179,6 +187,7 @@ class Mamba2(nn.Module):
             state.ssm, x, dt[..., None].expand(-1, H, P), A, B, C,
             self._skip().view(H, -1).expand(H, P), gate,
             None if bias is None else bias[:, None].expand(H, P), softplus,
+            eig_range=self.eig_range,
         )  # fmt: skip
         return y.flatten(1)[:, None]
 

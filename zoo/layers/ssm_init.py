@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def dt_bias(
@@ -30,3 +30,11 @@ def dt_weight(*shape: int, dt_rank: int, dt_init: str = "random", dt_scale: floa
 def s4d_real_log(channels: int, d_state: int) -> Tensor:
     """log(1 ... d_state) for every channel, [channels, d_state]: S4D-Real has A = -exp of it."""
     return torch.arange(1, d_state + 1, dtype=torch.float32).log().repeat(channels, 1)
+
+
+def say_range(mixer: nn.Module, negative: bool) -> None:
+    """Note in a mixer, and in its state dict, that its eigenvalues may be negative: its weights
+    have the shapes of one whose are not, and mean nothing to it."""
+    if negative:
+        mixer.eig_range = "pm1"  # type: ignore[assignment]
+        mixer.register_buffer("negative_eigenvalues", torch.ones((), dtype=torch.uint8))

@@ -121,14 +121,14 @@ def _scan(op: str, tensors: Sequence[Any], chunk: int) -> Arguments:
 
 def selective_scan(*given: Any) -> None:
     """Of ``zoo::selective_scan``."""
-    _scan("selective_scan", given[:10], given[12])
+    _scan("selective_scan", given[:10], given[13])
 
 
 def selective_scan_backward(
     dout: Tensor | None, dlast_state: Tensor | None, borders: Tensor, *given: Any
 ) -> None:
     """Of ``zoo::selective_scan_backward``."""
-    chunk = given[12]
+    chunk = given[13]
     checks = _scan("selective_scan_backward", given[:10], chunk)
     checks.that(chunk > 0, "the forward pass has left no borders")
     u, A = given[0], given[2]
@@ -149,6 +149,7 @@ def selective_state_update(
     z: Tensor | None,
     dt_bias: Tensor | None,
     dt_softplus: bool,
+    negative: bool,
 ) -> None:
     """Of ``zoo::selective_state_update``, apart from the shapes."""
     given = Arguments("selective_state_update", "x", x)

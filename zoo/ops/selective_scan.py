@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.devices import without_autocast
-from zoo.errors import ZooError
+from zoo.errors import ZooError, check_choice
 from zoo.ops import _registered
 from zoo.ops._checks import FLOATS
 from zoo.ops._library import recording, register
@@ -31,6 +31,7 @@ def selective_scan(
     initial_state: Tensor | None = None,
     reset: Tensor | None = None,
     reverse: bool = False,
+    eig_range: str = "01",
 ) -> Tensor | tuple[Tensor, Tensor]:
     r"""Selective scan (Mamba, arXiv 2312.00752, section 3.2 and algorithm 2).
 
@@ -56,6 +57,8 @@ def selective_scan(
         reset: bool [B, L]; where True, no state passes into this step (packed sequences).
         reverse: run from step L-1 to step 0, without copying anything: the initial state then comes
             before step L-1, and the last state is the one after step 0.
+        eig_range: "01", or "pm1": the factor of the state is :math:`2 e^{\Delta A} - 1` then, from
+            (-1, 1), with which a state can track states (arXiv 2411.12537).
 
     u, delta, z and B, C where they vary with time are float32, bfloat16 or float16, all of one
     dtype, and may have any strides; the parameters (A, D, delta_bias, constant B and C) and the
@@ -76,10 +79,11 @@ def selective_scan(
     """
     u, delta, z, B, C = _autocast(u, delta, z, B, C)
     _check(u, delta, A, B, C, D, z, delta_bias, initial_state, reset)
+    negative = is_negative("selective_scan", eig_range)
     if A.is_complex():
         return selective_scan_reference(
             u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state,
-            initial_state=initial_state, reset=reset, reverse=reverse,
+            initial_state=initial_state, reset=reset, reverse=reverse, eig_range=eig_range,
         )  # fmt: skip
     compute = _state_dtype(u, A)
     B, C = _variable_as_4d(B, C)
@@ -95,6 +99,7 @@ def selective_scan(
         None if reset is None else reset.contiguous(),
         delta_softplus,
         reverse,
+        negative,
         _chunk(u, A) if needs_grad else 0,
     )
     return (out, last_state) if return_last_state else out
@@ -115,9 +120,11 @@ def selective_scan_reference(
     initial_state: Tensor | None = None,
     reset: Tensor | None = None,
     reverse: bool = False,
+    eig_range: str = "01",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """:func:`selective_scan` one step after the other, to be read and to be compared with."""
     _check(u, delta, A, B, C, D, z, delta_bias, initial_state, reset)
+    negative = is_negative("selective_scan", eig_range)
     with without_autocast(u):
         dtype, state_dtype = u.dtype, _state_dtype(u, A)
         length = u.shape[2]
@@ -136,7 +143,8 @@ def selective_scan_reference(
         for t in reversed(range(length)) if reverse else range(length):
             if reset is not None:
                 h = h.masked_fill(reset[:, t, None, None], 0)
-            h = torch.exp(delta[:, :, t, None] * A) * h + du[:, :, t, None] * Bs[t]
+            a = torch.exp(delta[:, :, t, None] * A)
+            h = (2 * a - 1 if negative else a) * h + du[:, :, t, None] * Bs[t]
             y = (h * Cs[t]).sum(-1)  # [B, D]
             ys[t] = 2 * y.real if y.is_complex() else y
         y = torch.stack(ys, dim=2)  # [B, D, L]
@@ -145,6 +153,12 @@ def selective_scan_reference(
         if z is not None:
             y = y * F.silu(z.to(y.dtype))
     return (y.to(dtype), h) if return_last_state else y.to(dtype)
+
+
+def is_negative(op: str, eig_range: str) -> bool:
+    """Whether the eigenvalues of the steps may be negative."""
+    check_choice(f"{op}: eig_range", eig_range, ("01", "pm1"))
+    return eig_range == "pm1"
 
 
 def _state_dtype(u: Tensor, A: Tensor) -> torch.dtype:
@@ -287,11 +301,13 @@ def _reference(
     reset: Tensor | None,
     delta_softplus: bool,
     reverse: bool,
+    negative: bool,
     chunk: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     out, last_state = selective_scan_reference(
         u, delta, A, B, C, D, z, delta_bias, delta_softplus, True,
         initial_state=initial_state, reset=reset, reverse=reverse,
+        eig_range="pm1" if negative else "01",
     )  # fmt: skip
     return torch.empty_like(u).copy_(out), last_state, _borders(u, A, chunk).zero_()
 
@@ -385,14 +401,14 @@ def _backward(
     ctx: Any, dout: Tensor | None, dlast_state: Tensor | None, dborders: None
 ) -> tuple[Tensor | None, ...]:
     if dout is None and dlast_state is None:
-        return (None,) * 13
+        return (None,) * 14
     if dlast_state is not None:
         dlast_state = dlast_state.contiguous()
     grads = torch.ops.zoo.selective_scan_backward(
         dout, dlast_state, *ctx.saved_tensors, *ctx.settings
     )
     wanted = (g if need else None for g, need in zip(grads, ctx.needs_input_grad, strict=False))
-    return (*wanted, None, None, None, None)
+    return (*wanted, None, None, None, None, None)
 
 
 def _no_second_derivative(ctx: Any, *grads: Tensor) -> None:

@@ -14,6 +14,7 @@ from zoo.errors import ZooError
 from zoo.ops import _registered
 from zoo.ops._checks import FLOATS
 from zoo.ops._library import register
+from zoo.ops.selective_scan import is_negative
 
 
 def selective_state_update(
@@ -27,6 +28,8 @@ def selective_state_update(
     z: Tensor | None = None,
     dt_bias: Tensor | None = None,
     dt_softplus: bool = False,
+    *,
+    eig_range: str = "01",
 ) -> Tensor:
     r"""One step of :func:`zoo.ops.selective_scan`, or of Mamba-2's scan; ``state`` is overwritten.
 
@@ -48,15 +51,19 @@ def selective_state_update(
     B and C may have groups ([B, G, N]) in the first form too; channel d (head h) then uses group
     d // (D / G). What Mamba-2 shares within a head is passed with ``expand``, which copies nothing.
     All of float32, bfloat16, float16 in any mixture (float64 with float64 alone); the arithmetic is
-    float32. Where gradients are recorded, the PyTorch reference answers, which is differentiable.
+    float32. ``eig_range`` is that of :func:`zoo.ops.selective_scan`. Where gradients are recorded,
+    the PyTorch reference answers, which is differentiable.
 
     Raises:
         ZooError: if shapes, dtypes or devices do not fit.
     """
     _check(state, x, dt, A, B, C, D, z, dt_bias)
+    negative = is_negative("selective_state_update", eig_range)
     tensors = (state, x, dt, A, B, C, D, z, dt_bias)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        return selective_state_update_reference(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus)
+        return selective_state_update_reference(
+            state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, eig_range=eig_range
+        )
     signals = [t for t in (x, dt, B, C, z) if t is not None]
     dtype = functools.reduce(torch.promote_types, (t.dtype for t in signals))
     if state.dtype not in (dtype, torch.float32):
@@ -73,6 +80,7 @@ def selective_state_update(
         None if z is None else z.to(dtype),
         None if dt_bias is None else dt_bias.to(compute),
         dt_softplus,
+        negative,
     )
     return out.to(x.dtype)
 
@@ -88,9 +96,12 @@ def selective_state_update_reference(
     z: Tensor | None = None,
     dt_bias: Tensor | None = None,
     dt_softplus: bool = False,
+    *,
+    eig_range: str = "01",
 ) -> Tensor:
     """:func:`selective_state_update` in PyTorch, to be read and to be compared with."""
     _check(state, x, dt, A, B, C, D, z, dt_bias)
+    negative = is_negative("selective_state_update", eig_range)
     with without_autocast(x):
         dtype = torch.promote_types(x.dtype, torch.float32)
         x_in, heads = x, state.shape[1]
@@ -101,7 +112,8 @@ def selective_state_update_reference(
             dt = F.softplus(dt)
         B, C = (_per_head(M, heads, state.dim()) for M in (B, C))  # [B, D or H, (1,) N]
         before = state.to(dtype, copy=True)  # what gradients need must not be overwritten
-        h = torch.exp(dt[..., None] * A) * before + (dt * x)[..., None] * B
+        a = torch.exp(dt[..., None] * A)
+        h = (2 * a - 1 if negative else a) * before + (dt * x)[..., None] * B
         y = (h * C).sum(-1)
         if D is not None:
             y = y + x * D.to(dtype)
@@ -173,14 +185,18 @@ def _check(
             raise wrong(f"{name} is on {t.device} and x on {x.device}; move them to one device")
 
 
+def _reference(*given: Any) -> Tensor:
+    return selective_state_update_reference(*given[:-1], eig_range="pm1" if given[-1] else "01")
+
+
 def _check_registered(*given: Any) -> None:
-    _check(*given[:-1])
+    _check(*given[:-2])
     _registered.selective_state_update(*given)
 
 
 register(
     "selective_state_update",
     check=_check_registered,
-    reference=selective_state_update_reference,
+    reference=_reference,
     fake=lambda state, x, *rest: x.new_empty(x.shape),
 )

@@ -15,6 +15,8 @@ from zoo.ops import _registered
 from zoo.ops._checks import FLOATS
 from zoo.ops._library import recording, register
 from zoo.ops._ssd_chunked import ssd_chunked
+from zoo.ops.delta_rule import linear_attention
+from zoo.ops.selective_scan import is_negative
 
 
 def ssd(
@@ -34,6 +36,7 @@ def ssd(
     return_final_states: bool = False,
     *,
     reverse: bool = False,
+    eig_range: str = "01",
 ) -> Tensor | tuple[Tensor, Tensor]:
     r"""Selective scan with one decay per head (SSD; Mamba-2, arXiv 2405.21060, sections 6 and 7).
 
@@ -63,6 +66,8 @@ def ssd(
         return_final_states: also return the state after the last step, [B, H, P, N] float32.
         reverse: run from the last step to the first, without copying anything; the final state is
             then the one after step 0.
+        eig_range: "01", or "pm1": the decay is :math:`2 e^{\Delta A} - 1`, as that of
+            :func:`zoo.ops.selective_scan`; :func:`zoo.ops.linear_attention` answers, in float32.
 
     Returns:
         [B, L, H, P] in the dtype of x. Everything between is float32 (float64 if x is). Outputs and
@@ -72,6 +77,11 @@ def ssd(
         ZooError: if shapes, dtypes or devices do not fit.
     """
     _check(x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, chunk_size)
+    if is_negative("ssd", eig_range):
+        found = _negative(
+            x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, dt_softplus, dt_limit, reverse
+        )
+        return found if return_final_states else found[0]
     signals = [t for t in (x, B, C, z) if t is not None]
     dtype = functools.reduce(torch.promote_types, (t.dtype for t in signals))
     compute = torch.promote_types(dtype, torch.float32)
@@ -121,9 +131,11 @@ def ssd_reference(
     return_final_states: bool = False,
     *,
     reverse: bool = False,
+    eig_range: str = "01",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """:func:`ssd` one step after the other, to be read and to be compared with."""
     _check(x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, chunk_size)
+    negative = is_negative("ssd", eig_range)
     batch, length, heads, head_dim = x.shape
     per_group = heads // B.shape[2]
     X, dt, A, B, C, D, z, dt_bias, h = _to_compute(x, dt, A, B, C, D, z, dt_bias, initial_states)
@@ -137,6 +149,7 @@ def ssd_reference(
         if seq_idx is not None and last is not None:
             h = h * (seq_idx[:, t] == seq_idx[:, last])[:, None, None, None]
         decay = torch.exp(dt[:, t] * A)[..., None, None]
+        decay = 2 * decay - 1 if negative else decay
         h = decay * h + (dt[:, t, :, None] * X[:, t])[..., None] * B[:, t, :, None, :]
         ys[t] = (h * C[:, t, :, None, :]).sum(-1)
         last = t
@@ -144,6 +157,41 @@ def ssd_reference(
     y = y if D is None else y + X * D.reshape(heads, -1)
     y = (y if z is None else y * F.silu(z)).to(x.dtype)
     return (y, h if h.dtype == torch.float64 else h.float()) if return_final_states else y
+
+
+def _negative(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    state: Tensor | None,
+    seq_idx: Tensor | None,
+    softplus: bool,
+    limit: tuple[float, float],
+    reverse: bool,
+) -> tuple[Tensor, Tensor]:
+    """With decays from (-1, 1): they have no logarithm, which the chunks of :func:`ssd` need."""
+    with without_autocast(x):
+        X, dt, A, B, C, D, z, dt_bias, state = _to_compute(x, dt, A, B, C, D, z, dt_bias, state)
+        dt = _step_sizes(dt, dt_bias, softplus, limit)
+        decay = 2 * torch.exp(dt * A) - 1  # [B, L, H]
+        if seq_idx is not None:
+            begins = seq_idx[:, 1:] != seq_idx[:, :-1]
+            begins = F.pad(begins, (0, 1) if reverse else (1, 0))
+            decay = decay.masked_fill(begins[..., None], 0)
+        per_group = x.shape[2] // B.shape[2]
+        B, C = B.repeat_interleave(per_group, 2), C.repeat_interleave(per_group, 2)
+        steps = [t.flip(1) if reverse else t for t in (C, B, X * dt[..., None], decay)]
+        state = None if state is None else state.mT  # [B, H, N, P]
+        y, state = linear_attention(*steps, initial_state=state, return_final_state=True)
+        y = y.flip(1) if reverse else y
+        y = y if D is None else y + X * D.reshape(x.shape[2], -1)
+        y = (y if z is None else y * F.silu(z)).to(x.dtype)
+    return y, state.mT
 
 
 def _to_compute(x: Tensor, *others: Tensor | None) -> list:

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -35,10 +35,11 @@ from zoo.models.registry import register_model
 LAYERS: dict[str, type[nn.Module] | str] = {
     "Mamba1": Mamba,
     "Mamba2": Mamba2,
+    "DeltaNet": "zoo.models.recurrent.negative_eigenvalues:DeltaNet",
     "RNN": "zoo.models.recurrent.flashrnn:RecurrentMixer",
 }
 #: Arguments of the authors' mixers that choose a code path and change nothing.
-WITHOUT_EFFECT = ("use_fast_path", "use_mem_eff_path", "layer_idx")
+WITHOUT_EFFECT = ("use_fast_path", "use_mem_eff_path", "layer_idx", "attn_mode")
 
 
 @dataclass
@@ -50,8 +51,9 @@ class MambaConfig:
         d_intermediate: width of an MLP after each mixer; 0 for none.
         n_layer: blocks.
         vocab_size: tokens of the tokenizer.
-        ssm_cfg: ``layer`` ("Mamba1", "Mamba2" or "RNN") and arguments of
-            :class:`zoo.layers.mamba.Mamba`, :class:`zoo.layers.mamba2.Mamba2` or
+        ssm_cfg: ``layer`` ("Mamba1", "Mamba2", "DeltaNet" or "RNN") and arguments of
+            :class:`zoo.layers.mamba.Mamba`, :class:`zoo.layers.mamba2.Mamba2`,
+            :class:`zoo.models.recurrent.negative_eigenvalues.DeltaNet` or
             :class:`zoo.models.recurrent.flashrnn.RecurrentMixer`.
         attn_layer_idx: blocks that have attention instead.
         attn_cfg: arguments of :class:`zoo.layers.causal_attention.SelfAttention`.
@@ -63,6 +65,9 @@ class MambaConfig:
         norm_epsilon: of the norms.
         eos_token_id: token that ends a text, if there is one.
     """
+
+    #: What the width of an MLP is rounded up to.
+    mlp_multiple_of: ClassVar[int] = 128
 
     d_model: int = 2560
     d_intermediate: int = 0
@@ -176,7 +181,7 @@ class MixerModel(nn.Module):
             MambaBlock(
                 _mixer(config, index),
                 norm,
-                GatedMLP(config.d_model, config.d_intermediate) if config.d_intermediate else None,
+                _mlp(config),
                 config.residual_in_fp32,
             )
             for index in range(config.n_layer)
@@ -319,6 +324,12 @@ class MambaLM(nn.Module):
             model = cls(MambaConfig.from_dict(config))
         load_pretrained(model, source)
         return model if dtype is None else model.to(dtype)
+
+
+def _mlp(config: MambaConfig) -> GatedMLP | None:
+    if not config.d_intermediate:
+        return None
+    return GatedMLP(config.d_model, config.d_intermediate, multiple_of=config.mlp_multiple_of)
 
 
 def _mixer(config: MambaConfig, index: int) -> nn.Module:
