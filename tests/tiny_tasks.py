@@ -213,17 +213,6 @@ TINY: dict[str, tuple[str, tuple[str, ...]]] = {
             "--model.init_args.generate_seconds=0.005",
         ),
     ),
-    "PPO": (
-        "ssm/s5_rl/small",
-        (
-            "--data.init_args.envs=8",
-            "--data.init_args.batch_size=4",
-            "--data.init_args.val_episodes=2",
-            "--data.init_args.test_episodes=2",
-            "--model.init_args.steps=60",
-            "--model.init_args.model_args={d_model: 8, d_hidden: 8, ssm_size: 8, n_layers: 1}",
-        ),
-    ),
     "SpeechRecognition": (
         "speech/samba_asr/small",
         (
