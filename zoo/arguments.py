@@ -15,6 +15,10 @@ import yaml
 from zoo.errors import ZooError
 
 
+#: What is raised for an argument of the wrong type, value or length, or for a size of 0.
+_REFUSALS = (TypeError, ValueError, LookupError, ArithmeticError, RuntimeError, AssertionError)
+
+
 @contextmanager
 def blaming(setting: str) -> Iterator[None]:
     """Say which setting was wrong when what is built from it refuses it, whoever wrote that.
@@ -25,7 +29,7 @@ def blaming(setting: str) -> Iterator[None]:
     """
     try:
         yield
-    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+    except _REFUSALS as error:
         raise ZooError(f"{setting}: {error}") from error
 
 
