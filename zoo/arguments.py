@@ -14,7 +14,6 @@ import yaml
 
 from zoo.errors import ZooError
 
-
 #: What is raised for an argument of the wrong type, value or length, or for a size of 0.
 _REFUSALS = (TypeError, ValueError, LookupError, ArithmeticError, RuntimeError, AssertionError)
 
