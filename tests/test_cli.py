@@ -102,6 +102,7 @@ def test_wrong_recipe_is_one_line(in_tmp_path, capsys, old, new, expected):
         (["--model.optimizer.opt", "adamv"], "optimizer.opt is 'adamv'; did you mean adam"),
         (["--model.num_classes", "0"], "num_classes is 0, expected 2 or more"),
         (["--model.model_args.stem_width", "x"], "model.init_args.model or model_args: "),
+        (["--model.model_args", "{channels: []}"], "model.init_args.model or model_args: list ind"),
         (["--data.num_workers", "-1"], "data.init_args.num_workers is -1, expected 0 or more"),
         (["--data.image_size", "-3"], "data.init_args.image_size is -3, expected 1 or more"),
         (["--data.augmentation.auto_augment", "foo"], "auto_augment is 'foo', expected such as"),

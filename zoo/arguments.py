@@ -14,6 +14,9 @@ import yaml
 
 from zoo.errors import ZooError
 
+#: What is raised for an argument of the wrong type, value or length, or for a size of 0.
+_REFUSALS = (TypeError, ValueError, LookupError, ArithmeticError, RuntimeError, AssertionError)
+
 
 @contextmanager
 def blaming(setting: str) -> Iterator[None]:
@@ -25,7 +28,7 @@ def blaming(setting: str) -> Iterator[None]:
     """
     try:
         yield
-    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+    except _REFUSALS as error:
         raise ZooError(f"{setting}: {error}") from error
 
 
