@@ -191,7 +191,7 @@ def _negative(
         y = y.flip(1) if reverse else y
         y = y if D is None else y + X * D.reshape(x.shape[2], -1)
         y = (y if z is None else y * F.silu(z)).to(x.dtype)
-    return y, state.mT
+    return y, state.mT.contiguous()
 
 
 def _to_compute(x: Tensor, *others: Tensor | None) -> list:
