@@ -186,7 +186,16 @@ def generate(
         method.load(target)
         if (chosen := method.cache(target) if cache is None else cache) is not None:
             _use_cache(session, chosen)
-        run = Run(session, sampler, prompts, stop.tokens, source=source)
+        run = Run(
+            session,
+            sampler,
+            prompts,
+            stop.tokens,
+            source=source,
+            stop=stop,
+            limit=max_new_tokens,
+            constraints=constraints,
+        )
         with eval_mode(*method.modules()):
             loop = _Loop(run, method, verifier, stop, constraints, max_new_tokens)
             loop.on_tokens, loop.on_step = on_tokens, on_step
@@ -245,6 +254,10 @@ class _Loop:
         """Read the prompts."""
         run, method, prompts = self.run, self.method, self.run.sequences
         ends = [False] * len(self.rows)
+        if method.reads_prompts:
+            nothing = torch.empty(len(prompts), 0, run.target.vocab_size)
+            method.start(run, Scores(nothing, None))
+            return
         # a prompt of one token leaves nothing to read before it
         if method.starts_from_prompt and min(map(len, prompts)) > 1:
             scores = run.target.advance([prompt[:-1] for prompt in prompts], method.hidden_layer)
