@@ -167,6 +167,16 @@ TINY: dict[str, tuple[str, tuple[str, ...]]] = {
         ),
     ),
     "TokenHeadTraining": ("decoding/hydra/small", _UNITS),
+    "AttributeTraining": (
+        "decoding/conditional_beam/small",
+        (
+            "--data.init_args.samples=64",
+            "--data.init_args.batch_size=4",
+            "--trainer.limit_train_batches=4",
+            "--model.init_args.decoding_test.prompts=2",
+            "--model.init_args.decoding_test.options={width: 2}",
+        ),
+    ),
     "AdapterTraining": ("decoding/kangaroo/small", _UNITS),
     "PromptTokenTraining": ("decoding/ppd/small", _UNITS),
     "HiddenTransferTraining": (

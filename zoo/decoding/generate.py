@@ -192,6 +192,7 @@ def generate(
             prompts,
             stop.tokens,
             source=source,
+            stop=stop,
             limit=max_new_tokens,
             constraints=constraints,
         )
@@ -253,6 +254,10 @@ class _Loop:
         """Read the prompts."""
         run, method, prompts = self.run, self.method, self.run.sequences
         ends = [False] * len(self.rows)
+        if method.reads_prompts:
+            nothing = torch.empty(len(prompts), 0, run.target.vocab_size)
+            method.start(run, Scores(nothing, None))
+            return
         # a prompt of one token leaves nothing to read before it
         if method.starts_from_prompt and min(map(len, prompts)) > 1:
             scores = run.target.advance([prompt[:-1] for prompt in prompts], method.hidden_layer)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from zoo.decoding import methods
 from zoo.decoding.cache import TreeCache
-from zoo.decoding.constraints import Constraints
+from zoo.decoding.constraints import Constraints, Stop
 from zoo.decoding.sampling import Sampler
 from zoo.decoding.session import Scores, Session
 from zoo.decoding.steering import open_session, steering
@@ -41,8 +41,10 @@ class Run:
         stop_tokens: tokens that end a sequence; nothing need be drafted after them.
         draft_sessions: further models with caches; they are counted in the result.
         source: what the encoder reads, where the target is an encoder-decoder.
-        limit: most new tokens of each sequence.
-        constraints: what moves the target's distribution before anything is chosen.
+        stop: what ends a sequence; its tokens are ``stop_tokens``.
+        limit: most new tokens of a sequence.
+        constraints: on the logits; the loop applies them to what :meth:`Method.score` returns, and
+            a method that looks further ahead does so itself. None: there are none.
     """
 
     target: Session
@@ -51,7 +53,8 @@ class Run:
     stop_tokens: frozenset[int] = frozenset()
     draft_sessions: list[Session] = field(default_factory=list)
     source: Source | None = None
-    limit: int = 0
+    stop: Stop = field(default_factory=Stop)
+    limit: int = 128
     constraints: Constraints | None = None
 
     @property
@@ -118,6 +121,8 @@ class Method(ABC):
     #: Whether the last prompt token is the first root. Otherwise the target reads the whole prompt
     #: at first, and its next token is the root.
     starts_from_prompt: ClassVar[bool] = True
+    #: Whether it reads the prompts itself, to their ends; ``start`` then gets scores of nothing.
+    reads_prompts: ClassVar[bool] = False
     #: Which of the target's hidden states ``start`` and ``update`` read: after so many layers, -1
     #: for those of the last norm, None for none.
     hidden_layer: int | None = None

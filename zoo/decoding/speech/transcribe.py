@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from zoo.decoding.beam import Beams
 from zoo.decoding.speech.ctc import BLANK, CTCPrefixScorer
 from zoo.layers.cache import Cache
 from zoo.models.speech._protocol import StepDecoder
@@ -85,12 +86,11 @@ def beam_search(
 ) -> list[int]:
     """The best text of one recording, whose ``cache`` is at its beginning."""
     share = search.ctc_weight if scorer is not None else 0.0
-    texts: list[list[int]] = [[]]
+    beams = Beams(search.beams)
     last = torch.tensor([decoder.SOS])
     scores = torch.zeros(1)  # of the decoder
     states = None if scorer is None else scorer.begin()
     device = cache.layers[0].tensors()[0].device
-    best: tuple[float, list[int]] = (-float("inf"), [])
     for length in range(1, search.max_tokens + 1):
         said = decoder.step(last.to(device), cache).float().log_softmax(-1).cpu()
         whole = scores[:, None] + said  # [N, V]
@@ -98,18 +98,19 @@ def beam_search(
         if scorer is not None and states is not None:
             heard, longer = scorer.score(states, torch.where(last == decoder.SOS, BLANK, last))
             total = total + share * heard
-        for row, text in enumerate(texts):
-            best = max(best, (float(total[row, decoder.EOS]), text), key=lambda pair: pair[0])
+        # any text may end, whether its end is among the best or not
+        for text, end in zip(beams.texts, total[:, decoder.EOS].tolist(), strict=True):
+            beams.finish(text, end)
         total[:, [BLANK, decoder.SOS, decoder.EOS]] = -torch.inf
-        value, place = total.flatten().topk(min(search.beams, total.numel()))
-        place = place[torch.isfinite(value)]
-        # without a bonus scores only fall: nothing can overtake any more
-        if not len(place) or (search.length_bonus <= 0 and float(value[0]) <= best[0]):
+        candidates = beams.propose(total, search.beams)
+        beams.keep(candidates)
+        # without a bonus scores only fall
+        if beams.settled(beams.values[0] if candidates and search.length_bonus <= 0 else torch.inf):
             break
-        rows, last = place // total.shape[1], place % total.shape[1]
-        texts = [[*texts[r], t] for r, t in zip(rows.tolist(), last.tolist(), strict=True)]
+        rows = [candidate.row for candidate in candidates]
+        last = torch.tensor([candidate.token for candidate in candidates])
         scores = whole[rows, last]
-        cache = cache.select(rows.tolist())
+        cache = cache.select(rows)
         if scorer is not None:
             states = longer[rows, last]
-    return best[1]
+    return beams.best.text if beams.best is not None else []

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.checkpoints.exports import cache_folder, put_in_place
+from zoo.data.language.text import TextDataModule
 from zoo.data.language.unit_language import PeriodLanguage, UnitLanguage
 from zoo.decoding import Generation, Method, generate
 from zoo.models.language._causal_lm import load_causal_lm, save_causal_lm
@@ -37,7 +38,7 @@ def unit_language(steps: int, seed: int, **language: Any) -> UnitLanguage | Peri
     return data
 
 
-def fit(task: Task, data: UnitLanguage | PeriodLanguage, epochs: int = 1) -> dict[str, float]:
+def fit(task: Task, data: TextDataModule, epochs: int = 1) -> dict[str, float]:
     """One epoch, or none, then the test's scores."""
     trainer = pl.Trainer(
         max_epochs=epochs,
