@@ -34,8 +34,8 @@ FLOORS = (
     ("recipe_errors", "trainer_errors"),
     ("cli",),
     ("proofs", "bench", "predictor"),
-    ("list", "info", "convert", "cp", "export"),
-    ("train", "check", "evaluate", "predict", "generate", "prove"),
+    ("list", "info", "convert", "cp"),
+    ("train", "check", "evaluate", "predict", "generate", "prove", "export", "report"),
     ("new",),
     ("__main__",),
 )

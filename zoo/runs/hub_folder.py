@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import re
@@ -17,6 +16,7 @@ from zoo.atomic import part_folder, place
 from zoo.checkpoints import read_state_dict, save_state_dict
 from zoo.checkpoints.sources import locate
 from zoo.errors import ZooError
+from zoo.runs.metrics import last_scores
 from zoo.tasks._weights import evaluated_weights
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
@@ -141,28 +141,13 @@ def _card(header: Mapping[str, str], run: Path, pictures: list[str]) -> str:
         "```python", "import zoo", "", 'model = zoo.load("hf://OWNER/NAME")  # or this folder',
         "print(model.predict(FILE))", "```", "",
     ]  # fmt: skip
-    scores = _scores(run / "metrics.csv")
-    if scores:
+    found = last_scores(run / "metrics.csv")
+    split = next((split for split in ("test", "val") if found[split]), None)
+    if split is not None:
         lines += ["| score | value |", "| --- | ---: |"]
-        lines += [f"| {name} | {value} |" for name, value in scores.items()]
+        lines += [f"| {split}/{name} | {value} |" for name, value in found[split].items()]
         lines.append("")
     for name in pictures:
         lines += [f"![{name.removesuffix('.png').replace('_', ' ')}]({name})", ""]
     lines += ["```yaml", header["recipe"].rstrip(), "```", ""]
     return "\n".join(lines)
-
-
-def _scores(table: Path) -> dict[str, str]:
-    """The last value of each score of the test, or else of validation."""
-    if not table.is_file():
-        return {}
-    with table.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    last: dict[str, str] = {}
-    for row in rows:
-        last.update({name: value for name, value in row.items() if name and value})
-    for split in ("test/", "val/"):
-        found = {name: value for name, value in last.items() if name.startswith(split)}
-        if found:
-            return {name: f"{float(value):.4g}" for name, value in found.items()}
-    return {}

@@ -94,3 +94,15 @@ class MetricsTable(Logger):
         writer.writeheader()
         writer.writerows(rows)
         write_atomically(self.path, text.getvalue().encode())
+
+
+def last_scores(path: Path) -> dict[str, dict[str, str]]:
+    """The last value of each score in a run's ``metrics.csv``, by split (``test``, ``val``,
+    ``train``) and name, as it is shown; empty where there is none."""
+    found: dict[str, dict[str, str]] = {"test": {}, "val": {}, "train": {}}
+    for row in MetricsTable(path).read():
+        for column, value in row.items():
+            split, _, name = column.partition("/")
+            if split in found and name and value:
+                found[split][name] = f"{float(value):.4g}"
+    return found
