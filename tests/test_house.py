@@ -35,7 +35,7 @@ FLOORS = (
     ("cli",),
     ("proofs", "bench", "predictor"),
     ("list", "info", "convert", "cp"),
-    ("train", "check", "evaluate", "predict", "generate", "prove", "export", "report"),
+    ("train", "check", "evaluate", "predict", "generate", "prove", "export", "report", "demo"),
     ("new",),
     ("__main__",),
 )

@@ -17,6 +17,7 @@ COMMANDS = {
     "generate": "continue a text with a language model, several tokens per pass",
     "cp": "copy a recipe, to edit the copy",
     "list": "show systems, models with their parameter counts, and recipes",
+    "demo": "serve a page on which one drops a file and sees the result",
     "report": "write what came of a run as one HTML file",
     "export": "write a trained model for other programs, or for the Hugging Face hub",
     "convert": "turn a checkpoint into another format",

@@ -26,6 +26,8 @@ class FilePrediction(pl.LightningModule, ABC):
     data_type: ClassVar[type[DataModule] | tuple[type[DataModule], ...]]
     #: Endings of the files that :meth:`find_inputs` takes from a folder, lower case.
     input_suffixes: ClassVar[frozenset[str]] = frozenset()
+    #: What the files of one input are called, in the order in which they are given.
+    input_names: ClassVar[Sequence[str]] = ("file",)
     #: Names of the classes, where the task has any: the data's; they are kept in checkpoints.
     class_names: Sequence[str] | None = None
     #: What else is to be known of the data when their files are gone; kept in checkpoints too.

@@ -56,6 +56,7 @@ class ChangeTask(DenseTask):
     #: Label maps that the data must have.
     needs: Sequence[str]
     monitor_mode = "max"
+    input_names = ("before", "after")
     data_type, data_example = PairDataModule, "zoo.data.LEVIRCDPlus"
     data_has = "pairs of pictures"
 
