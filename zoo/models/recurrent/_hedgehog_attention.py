@@ -1,4 +1,4 @@
-"""The layer that Hedgehog puts in an attention's place: feature maps, both attentions, its state."""
+"""The layer that Hedgehog puts in an attention's place: feature maps, attentions, its state."""
 
 from __future__ import annotations
 

@@ -61,8 +61,8 @@ def convert(model: nn.Module, layers: list[int] | None = None, **settings: Any) 
     chosen = range(len(places)) if layers is None else layers
     if not places or not set(chosen) <= set(range(len(places))):
         raise ZooError(
-            f"{type(model).__name__} has {len(places)} attention layers with {', '.join(PROJECTIONS)}"
-            f"; layers is {layers}: expected a Llama-style model, and layers from 0 on"
+            f"{type(model).__name__} has {len(places)} attention layers with "
+            f"{', '.join(PROJECTIONS)}; layers is {layers}: expected a Llama-style model, and layers from 0 on"
         )
     for number in chosen:
         parent, _, child = places[number].rpartition(".")
@@ -88,7 +88,9 @@ def comparing(model: nn.Module) -> Iterator[list[Compared]]:
     found: list[Compared] = []
     layers = converted_layers(model)
     if not layers:
-        raise ZooError("the model has no converted layer: call zoo.models.recurrent.hedgehog.convert")
+        raise ZooError(
+            "the model has no converted layer: call zoo.models.recurrent.hedgehog.convert"
+        )
     for layer in layers:
         layer.comparing = found
     try:

@@ -129,11 +129,14 @@ class LanguageModeling(Task):
             scores, figure = self.decoding_test.measure(self.eval_model, self.shown[0])
             self._figures["acceptance"] = figure
         if self.export is not None and self.trainer.is_global_zero:
-            model = self.eval_model
-            if self.lora is not None:
-                model = copy.deepcopy(model).merge_and_unload()  # type: ignore[operator]
-            export_causal_lm(model, self.trainer.datamodule.tokenizer, self.export)
+            export_causal_lm(self.merged(), self.trainer.datamodule.tokenizer, self.export)
         return scores
+
+    def merged(self) -> nn.Module:
+        """The evaluated model, its adapters merged into its own weights where it has any."""
+        if self.lora is None:
+            return self.eval_model
+        return copy.deepcopy(self.eval_model).merge_and_unload()  # type: ignore[operator]
 
     def figures(self) -> dict[str, Figure]:
         """How the loss falls along the text, and where drafts were accepted."""
