@@ -52,17 +52,24 @@ class HeadMatrices(nn.Module):
         num_heads, head_dim, feature_dim: H, P, F0.
         bias: one number for each head.
         identity: starts as the identity (the first F0 channels where F0 < P); else Kaiming-uniform.
+        like: a tensor of the device and dtype that they get.
     """
 
     def __init__(
-        self, num_heads: int, head_dim: int, feature_dim: int, bias: bool, identity: bool
+        self,
+        num_heads: int,
+        head_dim: int,
+        feature_dim: int,
+        bias: bool,
+        identity: bool,
+        like: Tensor,
     ) -> None:
         super().__init__()
-        self.layer = nn.Parameter(torch.empty(num_heads, head_dim, feature_dim))
-        self.bias = nn.Parameter(torch.zeros(1, num_heads, 1, 1)) if bias else None
+        self.layer = nn.Parameter(like.new_empty(num_heads, head_dim, feature_dim))
+        self.bias = nn.Parameter(like.new_zeros(1, num_heads, 1, 1)) if bias else None
         if identity:
             with torch.no_grad():
-                self.layer.copy_(torch.eye(head_dim, feature_dim))
+                self.layer.copy_(torch.eye(head_dim, feature_dim, device=like.device))
         else:
             nn.init.kaiming_uniform_(self.layer)
 
@@ -218,13 +225,13 @@ class HedgehogAttention(nn.Module):
             if not learned:
                 return FeatureMap(feature_map, nn.Identity())
             size = self.head_dim if feature_dim is None else feature_dim
-            mlp = HeadMatrices(heads, self.head_dim, size, bias, identity)
-            return FeatureMap(feature_map, mlp.to(weight))
+            mlp = HeadMatrices(heads, self.head_dim, size, bias, identity, weight)
+            return FeatureMap(feature_map, mlp)
 
         self.feature_map_q, self.feature_map_k = feature(), feature()
         self.window, self.terraced = window, terraced
         self.window_factors = (
-            nn.Parameter(torch.full((1, heads, 1, 1), window_factor).to(weight)) if window else None
+            nn.Parameter(weight.new_full((1, heads, 1, 1), window_factor)) if window else None
         )
         self.comparing: list[Compared] | None = None
 

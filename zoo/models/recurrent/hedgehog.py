@@ -62,7 +62,8 @@ def convert(model: nn.Module, layers: list[int] | None = None, **settings: Any) 
     if not places or not set(chosen) <= set(range(len(places))):
         raise ZooError(
             f"{type(model).__name__} has {len(places)} attention layers with "
-            f"{', '.join(PROJECTIONS)}; layers is {layers}: expected a Llama-style model, and layers from 0 on"
+            f"{', '.join(PROJECTIONS)}; layers is {layers}: expected a Llama-style model, and "
+            "layers from 0 on"
         )
     for number in chosen:
         parent, _, child = places[number].rpartition(".")

@@ -100,7 +100,7 @@ class Teacher(Measurement):
         steps: of its training.
     """
 
-    def __init__(self, steps: int = 1000) -> None:
+    def __init__(self, steps: int = 600) -> None:
         self.steps = steps
 
     def measure(self, seed: int) -> Measured:
@@ -121,7 +121,7 @@ class Distilled(Measurement):
         longer: pairs of texts that are longer than those of the distillation.
     """
 
-    def __init__(self, feature_map: str, steps: int = 1000, longer: int = 16) -> None:
+    def __init__(self, feature_map: str, steps: int = 600, longer: int = 16) -> None:
         self.feature_map, self.steps, self.longer = feature_map, steps, longer
 
     def measure(self, seed: int) -> Measured:
@@ -204,7 +204,10 @@ class Forms(Measurement):
     def measure(self, seed: int) -> Measured:
         """Of 37 tokens."""
         values: dict[str, float] = {}
-        for name, settings in (("", {}), ("windowed", {"window": 5, "identity": False})):
+        curves: list[Curve] = []
+        axes = Axes("Single steps against the quadratic form", "token", "relative difference", "y")
+        kinds = {"all linear": {}, "window of 5": {"window": 5, "identity": False}}
+        for line, settings in kinds.items():
             torch.manual_seed(seed)
             model = convert(Recall().lm, **settings).double()
             layer, x = converted_layers(model)[0], torch.randn(2, 37, 64, dtype=torch.float64)
@@ -213,21 +216,24 @@ class Forms(Measurement):
             compared = layer.compare(q, k, v)
             exact = layer.o_proj(compared.y_pred.transpose(1, 2).flatten(2))
 
-            def difference(cuts: list[int], layer=layer, x=x, turned=turned, exact=exact) -> float:
+            def apart(cuts: list[int], layer=layer, x=x, turned=turned, exact=exact) -> Tensor:
                 cache, found = DynamicCache(), []
                 pieces = zip(x.split(cuts, 1), *(t.split(cuts, 1) for t in turned), strict=True)
                 for piece, cos, sin in pieces:
                     found.append(layer(piece, (cos, sin), cache=cache)[0])
-                return float((torch.cat(found, 1) - exact).abs().max() / exact.abs().max())
+                difference = (torch.cat(found, 1) - exact).abs().amax((0, 2))
+                return difference / exact.abs().max()
 
-            if name:
-                values[name] = difference([1] * 37)
+            steps = apart([1] * 37)
+            curves.append(Curve(axes, range(1, 38), steps.clamp_min(1e-17).tolist(), line))
+            if line != "all linear":
+                values["windowed"] = float(steps.max())
                 continue
             values |= {
-                "whole": difference([37]),
-                "steps": difference([1] * 37),
-                "continued": difference([20, 17]),
+                "whole": float(apart([37]).max()),
+                "steps": float(steps.max()),
+                "continued": float(apart([20, 17]).max()),
                 "rows": float((compared.pred.sum(-1) - 1).abs().max()),
                 "least": float(layer.feature_map_k(k).min()),
             }
-        return Measured(values)
+        return Measured(values, curves)
