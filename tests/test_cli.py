@@ -96,6 +96,7 @@ def test_wrong_recipe_is_one_line(in_tmp_path, capsys, old, new, expected):
         (["--trainer.accelerator", "gpx"], "trainer: You selected an invalid accelerator name"),
         (["--checkpoint.every_n_steps", "0"], "checkpoint.every_n_steps is 0, expected 1 or more"),
         (["--trainer.check_val_every_n_epoch=0"], "check_val_every_n_epoch is 0, expected 1 or"),
+        (["--trainer.val_check_interval=0"], "val_check_interval is 0, expected steps, a share"),
         (["--model.class_path", "zoo.tasks." + "a" * 5000], "aaa... given, expected a class that"),
         (["--trainer.accumulate_grad_batches=0"], "accumulate_grad_batches is 0, expected 1 or"),
         (["--runs", "recipes/test/tiny.yaml"], "--runs: the folder recipes/test/tiny.yaml/test/"),

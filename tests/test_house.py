@@ -34,7 +34,7 @@ FLOORS = (
     ("recipe_errors", "trainer_errors"),
     ("cli",),
     ("proofs", "bench", "predictor"),
-    ("list", "info", "convert", "cp"),
+    ("list", "info", "convert", "cp", "export"),
     ("train", "check", "evaluate", "predict", "generate", "prove"),
     ("new",),
     ("__main__",),

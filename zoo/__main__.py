@@ -17,6 +17,7 @@ COMMANDS = {
     "generate": "continue a text with a language model, several tokens per pass",
     "cp": "copy a recipe, to edit the copy",
     "list": "show systems, models with their parameter counts, and recipes",
+    "export": "write a trained model for other programs, or for the Hugging Face hub",
     "convert": "turn a checkpoint into another format",
     "prove": "check a paper's claim on a small scale",
     "info": "say what is installed, and which kernels are in use",

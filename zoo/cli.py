@@ -193,6 +193,12 @@ class Recipe:
                 raise ZooError(
                     f"{self.shown_as}: trainer.{name} is {given[name]}, expected 1 or more"
                 )
+        if given["val_check_interval"] in (0, False):
+            raise ZooError(
+                f"{self.shown_as}: trainer.val_check_interval is {given['val_check_interval']}, "
+                "expected steps, a share of an epoch above 0, or a time; "
+                "--trainer.limit_val_batches 0 leaves validation out"
+            )
         for name, added in (("callbacks", callbacks), ("logger", loggers), ("plugins", plugins)):
             own = given[name] if given[name] not in (None, True, False) else []
             given[name] = [*(own if isinstance(own, list) else [own]), *added]

@@ -25,6 +25,7 @@ from zoo.errors import ZooError
 from zoo.recipes import find_recipe
 from zoo.runs import read_checkpoint
 from zoo.runs.folder import resolve_checkpoint
+from zoo.runs.hub_folder import read_hub_folder
 
 if TYPE_CHECKING:
     from zoo.data.base import DataModule
@@ -144,7 +145,8 @@ def load(
     """A trained model, ready to predict.
 
     Args:
-        source: a run's folder or a checkpoint; with ``pretrained`` the name of an image classifier
+        source: a run's folder or a checkpoint, or what ``zoo export --to hf`` wrote: its folder or
+            ``hf://owner/name``; with ``pretrained`` the name of an image classifier
             or a recipe (its name or path).
         pretrained: published weights: a file, folder, URL or ``hf://owner/name``.
         num_classes: of a classifier by name.
@@ -155,8 +157,10 @@ def load(
         ZooError: it is not there, cannot be read, or its weights do not fit.
     """
     if pretrained is None:
-        path = resolve_checkpoint(Path(source))
-        checkpoint = read_checkpoint(path)
+        checkpoint, path = read_hub_folder(source), Path(source)
+        if checkpoint is None:
+            path = resolve_checkpoint(path)
+            checkpoint = read_checkpoint(path)
         recipe, _ = Recipe.of_checkpoint(checkpoint, path, allowed=allowed)
         task, data = recipe.build()
         task.load_weights(checkpoint)

@@ -22,6 +22,9 @@ unavailable: dict[str, str] = {}
 #: Op -> what answers it in PyTorch, with the checks of its arguments.
 references: dict[str, Callable] = {}
 
+#: Op -> the same alone, which a compiler can trace.
+traceable: dict[str, Callable] = {}
+
 _library = torch.library.Library("zoo", "FRAGMENT")
 _warned: set[str] = set()
 
@@ -107,7 +110,7 @@ def register(name: str, *, check: Callable, reference: Callable, fake: Callable)
         check(*args)
         return fake(*args)
 
-    references[name] = checked
+    references[name], traceable[name] = checked, reference
     _library.impl(name, answer, "CompositeExplicitAutograd")
     torch.library.register_fake(f"zoo::{name}", answer_fake)
 

@@ -75,19 +75,25 @@ def recurrent_cell_reference(
 
 def _steps(Wx: Tensor, R: Tensor, b: Tensor, states: Tensor, cell: str) -> tuple[Tensor, Tensor]:
     """States [S, B, T, N, D] and gates before activation [B, T, kept, N, D]."""
-    step = _STEP[cell]
     now = tuple(states)  # [B, N, D] each
     found, gates = [], []
     for t in range(Wx.shape[1]):
-        recurrent = torch.einsum("gndp,bnp->bgnd", R, now[0])
-        if cell == "gru":  # g of R alone, n of Wx alone
-            raw = F.pad(recurrent, (0, 0, 0, 0, 0, 1)) + F.pad(Wx[:, t], (0, 0, 0, 0, 1, 0)) + b
-        else:
-            raw = Wx[:, t] + recurrent + b
-        now = step(raw.unbind(1), *now)
+        now, raw = step_of(cell, Wx[:, t], R, b, now)
         found.append(torch.stack(now))
         gates.append(raw)
     return torch.stack(found, dim=2), torch.stack(gates, dim=1)
+
+
+def step_of(
+    cell: str, Wx: Tensor, R: Tensor, b: Tensor, states: tuple[Tensor, ...]
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """One step [B, gates, N, D] from states [B, N, D]: new ones, and gates before activation."""
+    recurrent = torch.einsum("gndp,bnp->bgnd", R, states[0])
+    if cell == "gru":  # g of R alone, n of Wx alone
+        raw = F.pad(recurrent, (0, 0, 0, 0, 0, 1)) + F.pad(Wx, (0, 0, 0, 0, 1, 0)) + b
+    else:
+        raw = Wx + recurrent + b
+    return _STEP[cell](raw.unbind(1), *states), raw
 
 
 def _elman(raw: tuple[Tensor, ...], h: Tensor) -> tuple[Tensor]:

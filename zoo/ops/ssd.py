@@ -185,9 +185,9 @@ def _negative(
             decay = decay.masked_fill(begins[..., None], 0)
         per_group = x.shape[2] // B.shape[2]
         B, C = B.repeat_interleave(per_group, 2), C.repeat_interleave(per_group, 2)
-        steps = [t.flip(1) if reverse else t for t in (C, B, X * dt[..., None], decay)]
+        q, k, v, decay = (t.flip(1) if reverse else t for t in (C, B, X * dt[..., None], decay))
         state = None if state is None else state.mT  # [B, H, N, P]
-        y, state = linear_attention(*steps, initial_state=state, return_final_state=True)
+        y, state = linear_attention(q, k, v, decay, initial_state=state, return_final_state=True)
         y = y.flip(1) if reverse else y
         y = y if D is None else y + X * D.reshape(x.shape[2], -1)
         y = (y if z is None else y * F.silu(z)).to(x.dtype)

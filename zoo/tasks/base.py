@@ -14,7 +14,7 @@ All loops, logging and resets stand here. Scores are named ``train/...``, ``val/
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -182,6 +182,11 @@ class Task(FilePrediction):
     def eval_model(self) -> nn.Module:
         """The model that is evaluated: the one with EMA weights where there is one."""
         return self.model if self.ema is None else self.ema.module
+
+    def exported(self) -> tuple[nn.Module, Callable[..., Any]]:
+        """The network that becomes a program for others, and the method that is called when a file
+        is predicted: what it is given then, the network takes by the same names."""
+        return self.eval_model, self.eval_model.forward
 
     @property
     def has_unused_parameters(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.functional.image import structural_similarity_index_measure
+from typing_extensions import override
 
 from zoo.data.base import DataModule
 from zoo.data.dense.videos import VideoDataModule
@@ -185,6 +186,11 @@ class VideoDepth(DenseTask):
         super().begin_prediction(data)
         self._video: _Watched | None = None
 
+    @override
+    def exported(self) -> tuple[nn.Module, Callable[..., Any]]:
+        """One frame, with the state from the one before and for the one after."""
+        return OneFrame(self.eval_model), self.eval_model.step
+
     def predict_one(
         self, source: Path, data: DataModule, stem: Path
     ) -> tuple[dict[str, Any], Figure]:
@@ -247,3 +253,15 @@ class _Watched:
     folder: Path
     size: Sequence[int]
     state: Any = None
+
+
+class OneFrame(nn.Module):
+    """A model's step as a network."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, frame: Tensor, state: Any = None) -> tuple[VideoOutput, Any]:
+        """One frame [B, 3, H, W] and the state before -> outputs and the state after."""
+        return self.model.step(frame, state)  # type: ignore[operator]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric, Metric, SumMetric
 from torchmetrics.text import CharErrorRate, WordErrorRate
@@ -184,6 +184,12 @@ class SpeechRecognition(ModelTask):
         assert self.tokens is not None
         return self.tokens.decode(tokens)
 
+    @override
+    def exported(self) -> tuple[nn.Module, Callable[..., Any]]:
+        """The encoder with its CTC head, which is greedy decoding's."""
+        model: Any = self.eval_model
+        return CTCRecogniser(model.encoder, model.ctc), model.encoder.forward
+
     # checkpoints
 
     @override
@@ -261,3 +267,16 @@ class SpeechRecognition(ModelTask):
         ctc = [stream.feed(piece, last=piece is pieces[-1]) for piece in pieces]
         (text,) = greedy(model, stream.cache(), self.search.max_tokens)
         return text, torch.cat(ctc)
+
+
+class CTCRecogniser(nn.Module):
+    """An encoder and its CTC head as one network."""
+
+    def __init__(self, encoder: nn.Module, ctc: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.ctc = encoder, ctc
+
+    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-Mel [B, T, n_mels] of ``lengths`` [B] to CTC logits [B, T', V] and their lengths."""
+        memory, lengths = self.encoder(features, lengths)
+        return self.ctc(memory), lengths

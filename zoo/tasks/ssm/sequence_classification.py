@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
@@ -107,6 +107,11 @@ class SequenceClassification(ModelTask):
     def forward(self, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Sequences -> logits [B, classes] of the evaluated model."""
         return self.eval_model(inputs, lengths)
+
+    @override
+    def exported(self) -> tuple[nn.Module, Callable[..., Any]]:
+        """The whole pass, of a model that listens as well."""
+        return self.eval_model, self._stream if self.stream else self.eval_model.forward
 
     # steps
 
