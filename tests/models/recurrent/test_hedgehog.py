@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+from torch import nn
 from transformers import (
     DynamicCache,
     GPT2Config,
@@ -16,6 +19,7 @@ import zoo
 from zoo.decoding import generate
 from zoo.errors import ZooError
 from zoo.models.language._causal_lm import load_causal_lm, save_causal_lm
+from zoo.models.recurrent._hedgehog_attention import MAPS, FeatureMap
 from zoo.models.recurrent.hedgehog import comparing, convert, converted_layers, load_lolcats
 
 SHAPE = dict(
@@ -183,3 +187,34 @@ def test_masks_of_other_kinds_are_refused():
     x = torch.randn(1, 3, 160)
     with pytest.raises(ZooError, match="masks of attn_implementation"):
         layer(x, (torch.ones(1, 3, 40), torch.zeros(1, 3, 40)), object())
+
+
+def test_maps_by_hand():
+    x = torch.tensor([1.0, -2.0])
+    e = [math.exp(v) for v in (1, -2, 2, -4)]
+    expected = {
+        "softmax": [e[0] / (e[0] + e[1]), e[1] / (e[0] + e[1]),
+                    1 / e[0] / (1 / e[0] + 1 / e[1]), 1 / e[1] / (1 / e[0] + 1 / e[1])],
+        "softmax_half": [e[0] / (e[0] + e[1]), e[1] / (e[0] + e[1])],
+        "exp": [1, math.exp(-3), math.exp(-3), 1],
+        "exp_half": [1, math.exp(-3)],
+        "softmax_joint": [v / (e[2] + e[3] + 1 / e[2] + 1 / e[3])
+                          for v in (e[2], e[3], 1 / e[2], 1 / e[3])],
+        "relu": [1, 1e-12],
+        "elu": [2, e[1]],
+    }  # fmt: skip
+    assert MAPS.keys() == expected.keys()
+    for kind, values in expected.items():
+        found = FeatureMap(kind, nn.Identity())(x.view(1, 1, 1, 2)).flatten()
+        torch.testing.assert_close(found, torch.tensor(values), rtol=1e-5, atol=0)
+
+
+def test_rows_of_padding_are_zero_in_both_attentions():
+    model = convert(llama())
+    q = torch.randn(1, 4, 5, 4, dtype=torch.float64)
+    present = torch.tensor([[False, False, True, True, True]])
+    found = converted_layers(model)[0].compare(q, q, q, present)
+    for weights in (found.true, found.pred):
+        sums = weights.sum(-1)[0, 0].tolist()
+        assert sums == pytest.approx([0, 0, 1, 1, 1], abs=1e-9)
+    assert found.y_pred.isfinite().all() and found.y_true.isfinite().all()
