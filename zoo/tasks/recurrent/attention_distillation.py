@@ -148,7 +148,7 @@ class AttentionDistillation(Task):
     def figures(self) -> dict[str, Figure]:
         """Entropy of each layer, and weights against q·k."""
         layers = {
-            name: self.results[key].cpu().tolist()
+            name: self.results[key].reshape(-1).cpu().tolist()  # of one layer it is a number
             for name, key in (("softmax", "softmax_by_layer"), ("linear attention", "by_layer"))
         }
         points = dict(zip(layers, self.shown, strict=True))
