@@ -197,6 +197,18 @@ TINY: dict[str, tuple[str, tuple[str, ...]]] = {
             "--model.init_args.model_args.intermediate_size=32",
         ),
     ),
+    "AttentionDistillation": (
+        "recurrent/hedgehog/small",
+        (
+            "--model.init_args.teacher=token_recycling_small",
+            "--data.init_args.vocab_size=300",
+            "--data.init_args.max_bytes=400000",
+            "--data.init_args.length=16",
+            "--trainer.limit_train_batches=4",
+            "--trainer.limit_val_batches=2",
+            "--trainer.limit_test_batches=2",
+        ),
+    ),
     # its teacher is what the one above exports
     "Distillation": (
         "multimodal/mmmamba/small_stage3_linear",

@@ -91,8 +91,9 @@ def load_causal_lm(source: str | Path, **options: Any) -> nn.Module:
     """A causal LM in eval mode; see :func:`find_causal_lm`.
 
     Mamba and Mamba-2, in their authors' layout or that of transformers, and H3 as it is exported
-    here are ours; all others are of transformers, and ``options`` its own (``dtype`` for both);
-    those with Mamba layers run on the ops of this package where the authors' packages are not
+    here are ours; all others are of transformers, and ``options`` its own (``dtype`` for all),
+    also with their attention converted (:func:`zoo.models.recurrent.hedgehog.convert`); those with
+    Mamba layers run on the ops of this package where the authors' packages are not
     installed.
     """
     found = find_causal_lm(source)
@@ -102,6 +103,10 @@ def load_causal_lm(source: str | Path, **options: Any) -> nn.Module:
         if ours is H3LM or is_mamba_config(config):
             place = found if Path(found).is_dir() else f"hf://{found}"
             return ours.from_pretrained(place, config, **options).eval()
+        if "hedgehog" in config:
+            from zoo.models.recurrent.hedgehog import load_hedgehog  # builds on the small base LM
+
+            return load_hedgehog(found, **options)
         if config.get("model_type") in MIXED:
             compat.install()
         with _silently():

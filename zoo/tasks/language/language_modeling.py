@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from typing_extensions import override
 
 import zoo
 from zoo.arguments import blaming
+from zoo.checkpoints.exports import trained_folder
 from zoo.data.base import DataModule
 from zoo.data.formats.files import reading
 from zoo.data.language.text import TextDataModule
@@ -33,11 +35,15 @@ class LanguageModeling(Task):
     """Predict the next token.
 
     Args:
-        model: name of a registered causal LM, or the folder or hub name of one to go on with.
+        model: name of a registered causal LM; or to go on with, the name of an exported one, a
+            folder, or a hub name.
         model_args: arguments of a registered model; its vocabulary follows the data.
         export: name under which the trained model is kept for ``--target`` and for other recipes,
             or a folder; None: not kept beside its checkpoints.
         decoding_test: decode with a method after the test.
+        lora: settings of peft's ``LoraConfig``, such as ``{r: 8, lora_alpha: 16, target_modules:
+            [q_proj, k_proj, v_proj, o_proj]}``: adapters alone learn, and are merged before the
+            model is exported.
         kwargs: see :class:`zoo.tasks.Task`.
     """
 
@@ -52,16 +58,19 @@ class LanguageModeling(Task):
         model_args: dict[str, Any] | None = None,
         export: str | None = None,
         decoding_test: DecodingTest | None = None,
+        lora: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         self.model_name, self.model_args, self.export = model, model_args or {}, export
-        self.decoding_test = decoding_test
+        self.decoding_test, self.lora = decoding_test, lora
         super().__init__(**kwargs)
 
     def configure_models(self) -> None:
         """Build or load the language model."""
         with blaming(MODEL):
             self.model = build_causal_lm(self.model_name, self.model_args)
+        if self.lora is not None:
+            self.model = with_adapters(self.model, self.lora)
 
     def configure_metrics(self, split: str) -> dict[str, Metric]:
         """Loss (nats per token) and top-1 accuracy; in the test the loss at each position."""
@@ -120,8 +129,14 @@ class LanguageModeling(Task):
             scores, figure = self.decoding_test.measure(self.eval_model, self.shown[0])
             self._figures["acceptance"] = figure
         if self.export is not None and self.trainer.is_global_zero:
-            export_causal_lm(self.eval_model, self.trainer.datamodule.tokenizer, self.export)
+            export_causal_lm(self.merged(), self.trainer.datamodule.tokenizer, self.export)
         return scores
+
+    def merged(self) -> nn.Module:
+        """The evaluated model, its adapters merged into its own weights where it has any."""
+        if self.lora is None:
+            return self.eval_model
+        return copy.deepcopy(self.eval_model).merge_and_unload()  # type: ignore[operator]
 
     def figures(self) -> dict[str, Figure]:
         """How the loss falls along the text, and where drafts were accepted."""
@@ -159,9 +174,26 @@ class LanguageModeling(Task):
 
 def build_causal_lm(name: str, arguments: dict[str, Any]) -> nn.Module:
     """A registered causal LM with fresh weights, or one that is loaded."""
-    if Path(name).exists() or "/" in name:
+    exported = name not in zoo.list_models() and trained_folder(name).is_dir()
+    if Path(name).exists() or "/" in name or exported:
         return load_causal_lm(name, **arguments)
     return zoo.create_model(name, **arguments)
+
+
+def with_adapters(model: nn.Module, settings: dict[str, Any]) -> nn.Module:
+    """A model whose low-rank adapters alone learn (LoRA, arXiv 2106.09685), by peft.
+
+    Raises:
+        ZooError: peft is not installed, or a setting is wrong.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise ZooError("model.init_args.lora needs peft: pip install peft") from error
+    try:
+        return get_peft_model(model, LoraConfig(**settings))  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise ZooError(f"model.init_args.lora: {error}") from error
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:

@@ -231,7 +231,9 @@ class Distillation(Task):
         scores: dict[str, Any] = {}
         self._figures: dict[str, Figure] = {}
         if self.stage < 3:
-            self._figures["error_by_layer"] = error_by_layer(self.results["layers"].tolist())
+            self._figures["error_by_layer"] = error_by_layer(
+                self.results["layers"].reshape(-1).tolist()  # of one layer it is a number
+            )
         elif isinstance(self.data, VisualChat):
             shown = ask_test_questions(self.eval_model, self.data)
             self._figures["answers"] = conversations(shown, "Answers of the student")

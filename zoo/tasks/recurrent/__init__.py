@@ -1,0 +1,1 @@
+"""Tasks of recurrent networks and linear attention."""
