@@ -77,7 +77,8 @@ class MultiHeadEMA(nn.Module):
             truncated_(self.omega, 1.0)
         if self.beta is not None:
             truncated_(self.beta, 0.02)
-            self.beta += (-1.0) ** torch.arange(self.beta.shape[1], device=self.beta.device)
+            order = torch.arange(self.beta.shape[1], device=self.beta.device)
+            self.beta.add_((-1.0) ** order)
         if self.theta is not None:
             self.gamma[..., 1] = 0
             rank = torch.arange(1, self.d_model + 1, device=self.theta.device)
