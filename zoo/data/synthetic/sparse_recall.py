@@ -40,7 +40,7 @@ def sparse_recall(
     spare = length - 1 - 3 * pairs
     if pairs < 1 or spare < 0 or vocab_size - 1 < pairs:
         raise ZooError(
-            "sparse recall needs 1 pair or more, 3 tokens for each and one for the key, and symbols "
+            "sparse recall needs 1 pair or more, 3 tokens for each, one for the key, and symbols "
             f"beside the flag for as many keys; got {pairs} pairs, length {length} and vocab_size "
             f"{vocab_size}"
         )
