@@ -21,14 +21,30 @@ from zoo.layers.ssm_recurrence import SSMState
 MakeLayer = Callable[[int], nn.Module]
 
 
+class ScaleNorm(nn.Module):
+    """A root mean square of one, times one weight for all features (arXiv 1910.05895)."""
+
+    def __init__(self, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.eps = eps
+        self.scalar = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., H]`` to the same."""
+        return self.scalar * x * (x.square().mean(-1, keepdim=True) + self.eps).rsqrt()
+
+
 class Norm(nn.Module):
-    """LayerNorm over the features, or BatchNorm over all sequences and steps, of ``[B, L, H]``."""
+    """LayerNorm or ScaleNorm over the features, or BatchNorm over all sequences and steps, of
+    ``[B, L, H]``."""
 
     def __init__(self, d_model: int, kind: str) -> None:
         super().__init__()
-        if kind not in ("layer", "batch"):
-            raise ZooError(f"norm is 'layer' or 'batch', not '{kind}'")
-        self.norm = nn.LayerNorm(d_model) if kind == "layer" else nn.BatchNorm1d(d_model)
+        if kind not in ("layer", "batch", "scale"):
+            raise ZooError(f"norm is 'layer', 'batch' or 'scale', not '{kind}'")
+        self.norm: nn.Module = ScaleNorm()
+        if kind != "scale":
+            self.norm = nn.LayerNorm(d_model) if kind == "layer" else nn.BatchNorm1d(d_model)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, L, H]`` to the same."""

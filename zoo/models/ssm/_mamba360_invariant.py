@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from zoo.devices import without_autocast
 from zoo.errors import ZooError, check_choice
 from zoo.layers.cache import TensorState
+from zoo.layers.ema import MultiHeadEMA
 from zoo.layers.precision import at_least_fp32
 from zoo.layers.s4 import SSMConv
 from zoo.layers.ssm_recurrence import krylov
@@ -139,12 +140,8 @@ class LRU(nn.Module):
         return TensorState(log.new_zeros(batch_size, len(log)))
 
 
-class MegaEMA(nn.Module):
-    r"""Mega's damped exponential moving averages, N of each feature (arXiv 2209.10655, 3.2).
-
-    .. math::
-        K_l = \sum_n \frac{\gamma_n}{\sqrt N}\, p_n \beta_n\, q_n^l, \quad
-        p = \sigma(\delta), \; q = 1 - p\, \sigma(\alpha)
+class MegaEMA(MultiHeadEMA):
+    """Mega's damped moving averages, without their skip weight.
 
     Args:
         d_model: H.
@@ -152,46 +149,7 @@ class MegaEMA(nn.Module):
     """
 
     def __init__(self, d_model: int, d_state: int = 16) -> None:
-        super().__init__()
-        signs = (-1.0) ** torch.arange(d_state)
-        self.delta = nn.Parameter(0.2 * torch.randn(d_model, d_state))
-        self.alpha = nn.Parameter(0.2 * torch.randn(d_model, d_state))
-        self.beta = nn.Parameter(0.02 * torch.randn(d_model, d_state) + signs)
-        self.gamma = nn.Parameter(torch.randn(d_model, d_state))
-
-    def coefficients(self) -> tuple[Tensor, Tensor, Tensor]:
-        """q, p beta and gamma N^-1/2, ``[H, N]``."""
-        p = at_least_fp32(self.delta).sigmoid()
-        q = 1 - p * at_least_fp32(self.alpha).sigmoid()
-        gamma = at_least_fp32(self.gamma) * self.gamma.shape[1] ** -0.5
-        return q, p * at_least_fp32(self.beta), gamma
-
-    def impulse(self, length: int) -> Tensor:
-        """``[H, length]``."""
-        q, into, out = self.coefficients()
-        log = q.log()
-        modes = torch.complex(log, torch.zeros_like(log))
-        v = out * into / 2  # of a pair's two
-        return vandermonde_kernel(torch.complex(v, torch.zeros_like(v)), modes, length)
-
-    def forward(self, x: Tensor, state: TensorState | None = None) -> Tensor:
-        """``[B, L, H]`` to the same; ``state`` goes on and is replaced."""
-        with without_autocast(x):
-            u = at_least_fp32(x)
-            if state is None:
-                y = fft_conv(u.transpose(1, 2), self.impulse(x.shape[1])).transpose(1, 2)
-                return y.to(x.dtype)
-            q, into, out = self.coefficients()
-            b = (u[..., None] * into).flatten(2)  # [B, L, H N]
-            h, last = diagonal_scan(
-                q.flatten(), b, initial_state=state.parts[0], return_last_state=True
-            )
-            state.parts = (last,)
-            return (h.unflatten(-1, q.shape) * out).sum(-1).to(x.dtype)
-
-    def allocate_state(self, batch_size: int) -> TensorState:
-        """Zeros ``[B, H N]``."""
-        return TensorState(at_least_fp32(self.delta).new_zeros(batch_size, self.delta.numel()))
+        super().__init__(d_model, d_state, skip=False)
 
 
 class LegendreUnit(nn.Module):
