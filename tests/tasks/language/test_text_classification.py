@@ -52,25 +52,25 @@ def trainer(**settings):
 def test_the_loss_is_the_sum_of_its_parts():
     torch.manual_seed(0)
     s, t, hard = torch.randn(5, 3), torch.randn(5, 3), torch.tensor(1.5)
-    form = ClassDistillation("x", alpha=0.8, temperature=3.0, sinkhorn=0.5)
+    form = ClassDistillation(alpha=0.8, temperature=3.0, sinkhorn=0.5)
     expected = 0.2 * hard + 0.8 * soft_cross_entropy(s, t, 2.0) + 0.5 * sinkhorn_distance(s, t)
     torch.testing.assert_close(form.loss(s, t, hard, 2.0), expected)
-    form = ClassDistillation("x", alpha=1.0, sinkhorn=0.0)
+    form = ClassDistillation(alpha=1.0, sinkhorn=0.0)
     torch.testing.assert_close(
         form.loss(s[:, :1], t[:, :1], hard, 2.0), F.mse_loss(s[:, 0], t[:, 0]) / 4
     )
     with pytest.raises(ZooError, match=r"distillation\.alpha is 2, expected 0 to 1"):
-        ClassDistillation("x", alpha=2)
+        ClassDistillation(alpha=2)
 
 
 def test_a_student_learns_with_logits_from_disk(data, teacher, tmp_path):
-    form = ClassDistillation(teacher, "kd_anneal", temperature=3.0, cache=str(tmp_path / "kept"))
+    form = ClassDistillation("kd_anneal", temperature=3.0, cache=str(tmp_path / "kept"))
     torch.manual_seed(0)
-    task = make_task(distillation=form)
+    task = make_task(teacher=teacher, distillation=form)
     trainer().fit(task, datamodule=data)
     assert task.teacher.computed == 12  # each text once in two epochs
     (file,) = (tmp_path / "kept").iterdir()
-    again = make_task(distillation=form)
+    again = make_task(teacher=teacher, distillation=form)
     batch = data.collate(data.load("train")[:3])
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     kept = again.teacher.logits(inputs) if again.teacher.model else None
@@ -79,16 +79,16 @@ def test_a_student_learns_with_logits_from_disk(data, teacher, tmp_path):
     assert not any("teacher" in name for name in task.state_dict())
     file.write_bytes(b"broken")
     with pytest.raises(ZooError, match=r"holds no logits .* delete it"):
-        _ = make_task(distillation=form).teacher.model
+        _ = make_task(teacher=teacher, distillation=form).teacher.model
 
 
 def test_a_teacher_of_other_classes_is_refused(data, teacher, tmp_path):
-    task = make_task(3, distillation=ClassDistillation(teacher))
+    task = make_task(3, teacher=teacher)
     task.check_data = lambda data: None  # type: ignore[method-assign]
     with pytest.raises(ZooError, match="has 2 classes, the student 3"):
         trainer().fit(task, datamodule=data)
     with pytest.raises(ZooError, match="there is no classifier 'nowhere'"):
-        trainer().fit(make_task(distillation=ClassDistillation("nowhere")), datamodule=data)
+        trainer().fit(make_task(teacher="nowhere"), datamodule=data)
 
 
 def test_adapters_and_head_alone_learn_and_are_merged(data, teacher, tmp_path):
@@ -162,6 +162,8 @@ def test_models_and_data_must_fit(data):
         task.check_data(data)
     with pytest.raises(ZooError, match="num_classes is 0"):
         make_task(0)
+    with pytest.raises(ZooError, match=r"name it by model\.init_args\.teacher"):
+        make_task(distillation=ClassDistillation())
 
 
 def test_layouts_of_2018_to_2020_load():

@@ -57,8 +57,6 @@ class ClassDistillation:
     squared error, and KD that of the outputs divided by the temperature.
 
     Args:
-        teacher: a classifier that a recipe exported, a folder, or a hub name; of any architecture
-            with the student's tokens and classes.
         kind: of KD: ``kd`` is the cross-entropy with the teacher's distribution; ``kd_anneal`` the
             same with a temperature that falls to 1 over the epochs; others see
             :func:`zoo.losses.distillation.divergence`.
@@ -71,7 +69,6 @@ class ClassDistillation:
             nowhere.
     """
 
-    teacher: str
     kind: Kind = "kd"
     alpha: float = 0.9
     temperature: float = 1.0
@@ -133,7 +130,9 @@ class TextClassification(Task):
         model_args: of the model's configuration.
         pretrained: weights of a registered model to start from.
         lora: train adapters and the head alone.
-        distillation: learn from a teacher.
+        teacher: a classifier that a recipe exported, a folder, or a hub name, to learn from; of any
+            architecture with the student's tokens and classes.
+        distillation: how to learn from it.
         export: name under which the trained model is kept for other recipes, or a folder; its
             layout is that of transformers, without anything of the teacher.
         kwargs: see :class:`zoo.tasks.Task`.
@@ -151,6 +150,7 @@ class TextClassification(Task):
         model_args: dict[str, Any] | None = None,
         pretrained: str | None = None,
         lora: LoraSettings | None = None,
+        teacher: str | None = None,
         distillation: ClassDistillation | None = None,
         export: str | None = None,
         **kwargs: Any,
@@ -162,10 +162,16 @@ class TextClassification(Task):
             )
         self.model_name, self.model_args = model, model_args or {}
         self.num_classes, self.pretrained, self.lora = num_classes, pretrained, lora
-        self.distillation, self.export = distillation, export
-        if distillation is not None:
-            cache = None if distillation.cache is None else Path(distillation.cache)
-            self.teacher = Teacher(lambda: load_classifier(distillation.teacher), cache)
+        self.distillation, self.export = distillation or ClassDistillation(), export
+        if distillation is not None and teacher is None:
+            raise ZooError(
+                "model.init_args.distillation says how to learn from a teacher: name it by "
+                "model.init_args.teacher"
+            )
+        self.teacher_source = teacher
+        if teacher is not None:
+            cache = None if self.distillation.cache is None else Path(self.distillation.cache)
+            self.teacher = Teacher(lambda: load_classifier(teacher), cache)
         super().__init__(**kwargs)
 
     @override
@@ -196,7 +202,7 @@ class TextClassification(Task):
         }
         if split == "test":
             metrics["confusion"] = MulticlassConfusionMatrix(classes)
-            if self.distillation is not None:
+            if self.teacher_source is not None:
                 metrics["agreement"] = MeanMetric()
         return metrics
 
@@ -228,13 +234,13 @@ class TextClassification(Task):
     @override
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        if stage == "fit" and self.distillation is not None:
+        if stage == "fit" and self.teacher_source is not None:
             config = self.teacher.model.config
             if config.num_labels != self.num_classes:
                 raise ZooError(
-                    f"model.init_args.distillation.teacher: '{self.distillation.teacher}' has "
-                    f"{config.num_labels} classes, the student {self.num_classes}: expected a "
-                    "teacher of the same classes"
+                    f"model.init_args.teacher: '{self.teacher_source}' has {config.num_labels} "
+                    f"classes, the student {self.num_classes}: expected a teacher of the same "
+                    "classes"
                 )
             if self.data is not None:
                 self._check_sizes(self.data, config, "the teacher")
@@ -248,7 +254,7 @@ class TextClassification(Task):
         inputs = _inputs(batch)
         logits = self.model(**inputs).logits
         supervised = self._supervised(logits, batch["labels"])
-        if self.distillation is None:
+        if self.teacher_source is None:
             return supervised
         temperature = self.distillation.temperature
         if self.distillation.kind == "kd_anneal":
@@ -265,7 +271,7 @@ class TextClassification(Task):
     @override
     def on_train_epoch_end(self) -> None:
         super().on_train_epoch_end()
-        if self.distillation is not None and self.trainer.is_global_zero:
+        if self.teacher_source is not None and self.trainer.is_global_zero:
             self.teacher.keep()
 
     def evaluate(self, batch: dict[str, Tensor], scores: Scores) -> None:
