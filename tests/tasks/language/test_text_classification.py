@@ -46,7 +46,7 @@ def teacher(data, tmp_path):
 
 def trainer(**settings):
     quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False)
-    return Trainer(accelerator="cpu", max_epochs=2, limit_val_batches=0, **quiet, **settings)
+    return Trainer(accelerator="cpu", limit_val_batches=0, **quiet, **{"max_epochs": 2} | settings)
 
 
 def test_the_loss_is_the_sum_of_its_parts():
@@ -87,6 +87,9 @@ def test_a_teacher_of_other_classes_is_refused(data, teacher, tmp_path):
     task.check_data = lambda data: None  # type: ignore[method-assign]
     with pytest.raises(ZooError, match="has 2 classes, the student 3"):
         trainer().fit(task, datamodule=data)
+    with pytest.raises(ZooError, match=r"falls over the epochs: set trainer\.max_epochs"):
+        endless = make_task(teacher=teacher, distillation=ClassDistillation("kd_anneal"))
+        trainer(max_steps=2, max_epochs=-1).fit(endless, datamodule=data)
     with pytest.raises(ZooError, match="there is no classifier 'nowhere'"):
         trainer().fit(make_task(teacher="nowhere"), datamodule=data)
 
@@ -164,22 +167,3 @@ def test_models_and_data_must_fit(data):
         make_task(0)
     with pytest.raises(ZooError, match=r"name it by model\.init_args\.teacher"):
         make_task(distillation=ClassDistillation())
-
-
-def test_layouts_of_2018_to_2020_load():
-    model = build_classifier("sinkd_bert_student", 2, SIZES)
-    own = model.state_dict()
-    old = {
-        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
-            "LayerNorm.bias", "LayerNorm.beta"
-        ): value
-        for name, value in own.items()
-        if not name.startswith("classifier")
-    }
-    old |= {
-        "bert.embeddings.position_ids": torch.arange(32)[None],
-        "cls.seq_relationship.weight": torch.zeros(2, 16),
-    }
-    found = model.remap_state_dict(old)
-    assert found.keys() == own.keys()
-    assert all(torch.equal(found[name], own[name]) for name in own)

@@ -24,6 +24,9 @@ class Teacher:
         load: makes the model.
         cache: folder for logits; None: they are computed anew each time. The file there is of one
             teacher, by its weights; texts are told apart by their tokens.
+
+    Attributes:
+        computed: texts that the model has read since it was made, where logits are kept.
     """
 
     def __init__(self, load: Callable[[], nn.Module], cache: Path | None = None) -> None:

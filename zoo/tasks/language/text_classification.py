@@ -235,6 +235,11 @@ class TextClassification(Task):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         if stage == "fit" and self.teacher_source is not None:
+            if self.distillation.kind == "kd_anneal" and (self.trainer.max_epochs or 0) < 1:
+                raise ZooError(
+                    "model.init_args.distillation.kind is kd_anneal, whose temperature falls over "
+                    "the epochs: set trainer.max_epochs"
+                )
             config = self.teacher.model.config
             if config.num_labels != self.num_classes:
                 raise ZooError(
@@ -258,7 +263,8 @@ class TextClassification(Task):
             return supervised
         temperature = self.distillation.temperature
         if self.distillation.kind == "kd_anneal":
-            epochs = self.trainer.max_epochs or 1
+            epochs = self.trainer.max_epochs
+            assert epochs is not None  # see setup
             temperature = annealed_temperature(temperature, self.current_epoch, epochs)
         wanted = self.teacher.logits(inputs)
         return self.distillation.loss(logits, wanted, supervised, temperature)
