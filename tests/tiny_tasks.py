@@ -166,6 +166,15 @@ TINY: dict[str, tuple[str, tuple[str, ...]]] = {
             "--model.init_args.decoding_test.new_tokens=8",
         ),
     ),
+    "TextClassification": (
+        "language/sinkd/small_teacher",
+        (
+            "--data.init_args.sample={train: 24, val: 6, test: 0}",
+            "--data.init_args.batch_size=4",
+            "--model.init_args.model_args.num_hidden_layers=1",
+            "--model.init_args.model_args.hidden_size=16",
+        ),
+    ),
     "TokenHeadTraining": ("decoding/hydra/small", _UNITS),
     "AttributeTraining": (
         "decoding/conditional_beam/small",

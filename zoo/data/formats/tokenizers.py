@@ -1,8 +1,19 @@
-"""Tokenizers of other people, from a folder or the Hugging Face hub."""
+"""Tokenizers: of other people, from a folder or the Hugging Face hub, or trained here."""
 
 from __future__ import annotations
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from collections.abc import Iterable
+
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from zoo.errors import ZooError
 
@@ -51,3 +62,47 @@ def vocabulary_size(tokenizer: PreTrainedTokenizerBase, name: str) -> int:
             "without gaps"
         )
     return size
+
+
+#: BERT's special tokens, in the order of their numbers when they are trained here.
+BERT_TOKENS = {
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}
+
+
+def train_wordpiece(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A tokenizer of BERT's kind: lower case, word pieces, ``[CLS] a [SEP] b [SEP]``.
+
+    Args:
+        texts: that it is trained on.
+        vocab_size: at most so many tokens.
+    """
+    special = list(BERT_TOKENS.values())
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size, special_tokens=special, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(name, special.index(name)) for name in ("[CLS]", "[SEP]")],
+    )
+    return wordpiece(tokenizer.to_str())
+
+
+def wordpiece(written: str) -> PreTrainedTokenizerFast:
+    """The tokenizer that :func:`train_wordpiece` made, from its ``backend_tokenizer.to_str()``."""
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(written),
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        clean_up_tokenization_spaces=False,
+        **BERT_TOKENS,
+    )

@@ -50,14 +50,14 @@ def save_causal_lm(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, folder: Path
 ) -> None:
     """Write a causal LM, and its tokenizer if there is one, in the layout of transformers."""
-    with _silently():
+    with silently():
         model.save_pretrained(folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
 
 
 @contextmanager
-def _silently() -> Iterator[None]:
+def silently() -> Iterator[None]:
     """Without the progress bars of transformers, which are over before they can be read."""
     shown = is_progress_bar_enabled()
     disable_progress_bar()
@@ -68,8 +68,12 @@ def _silently() -> Iterator[None]:
             enable_progress_bar()
 
 
-def find_causal_lm(source: str | Path) -> str:
+def find_causal_lm(source: str | Path, what: str = "causal LM") -> str:
     """What transformers should load: a folder, the name of an exported model, or a hub name.
+
+    Args:
+        source: one of these.
+        what: it is, for messages.
 
     Raises:
         ZooError: if it looks like a folder or an exported model and is not there.
@@ -81,9 +85,9 @@ def find_causal_lm(source: str | Path) -> str:
     if text.count("/") == 1 and not text.startswith((".", "/")) and not Path(text).exists():
         return text
     raise ZooError(
-        f"there is no causal LM '{source}': expected a folder with config.json, owner/name on the "
+        f"there is no {what} '{source}': expected a folder with config.json, owner/name on the "
         "hub, or a model trained here (python -m zoo.train recipes/decoding/base_lm/small.yaml "
-        f"makes 'base_lm_small' in {cache_folder() / 'models'})"
+        f"makes 'base_lm_small', a causal LM, in {cache_folder() / 'models'})"
     )
 
 
@@ -109,7 +113,7 @@ def load_causal_lm(source: str | Path, **options: Any) -> nn.Module:
             return load_hedgehog(found, **options)
         if config.get("model_type") in MIXED:
             compat.install()
-        with _silently():
+        with silently():
             return AutoModelForCausalLM.from_pretrained(found, **options).eval()
     except (OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
