@@ -128,7 +128,9 @@ def test_what_cannot_be_decoded_is_refused_in_one_line() -> None:
         generate(broken, ids)
     states = make_target("MPT")
     for name in list_methods():
-        (method, *_) = method_class(name).trials(states).values()
+        method = next(iter(method_class(name).trials(states).values()), None)
+        if method is None:
+            continue
         if method.sessions is AttentionSession:
             with pytest.raises(
                 ZooError, match=r"MptForCausalLM is decoded by copied states \(tree"

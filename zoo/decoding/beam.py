@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -35,17 +34,18 @@ class Candidate(NamedTuple):
     value: float
 
 
-@dataclass
-class Found:
-    """A text that has ended.
+class Found(NamedTuple):
+    """A continuation that a search has found.
 
     Attributes:
-        text: its tokens.
-        score: what it is worth.
+        tokens: of it.
+        score: what it is worth; the higher, the better.
+        holds: whether it is as it was asked to be.
     """
 
-    text: list[int]
+    tokens: list[int]
     score: float
+    holds: bool = True
 
 
 class Beams:
@@ -112,21 +112,6 @@ class Judge(NamedTuple):
     holds: Callable[[Sequence[int], bool], bool]
 
 
-@dataclass
-class Outcome:
-    """What a search of one sequence has found.
-
-    Attributes:
-        text: the best one, or the likeliest where none is as it is asked to be.
-        log_prob: its log-probability.
-        holds: whether it is as it is asked to be.
-    """
-
-    text: list[int]
-    log_prob: float
-    holds: bool = True
-
-
 def log_probs(
     run: Run, logits: Tensor, numbers: Sequence[int], texts: Sequence[list[int]]
 ) -> Tensor:
@@ -161,18 +146,18 @@ class _Search:
         self.candidates: list[Candidate] = []
         self.over: list[bool] = []
 
-    def outcome(self) -> Outcome:
-        """The best text."""
+    def found(self) -> Found:
+        """The best text, or the likeliest where none is as it was asked to be."""
         for beams, holds in ((self.beams, True), (self.other, False)):
             if beams.best is not None:
-                return Outcome(beams.best.text, beams.best.score, holds)
+                return beams.best._replace(holds=holds)
         raise ZooError(
             "the search has found no text: processors, bad words and suppressed tokens rule all "
             "tokens out"
         )
 
 
-def search(run: Run, first: Scores, width: int, judge: Judge | None = None) -> list[Outcome]:
+def search(run: Run, first: Scores, width: int, judge: Judge | None = None) -> list[Found]:
     """The likeliest continuation of each sequence that a beam of this width finds.
 
     Scores are not normalised by length. A text that a token, a string or the limit ends must be
@@ -214,7 +199,7 @@ def search(run: Run, first: Scores, width: int, judge: Judge | None = None) -> l
         for one in active:
             one.rows = list(range(row, row + len(one.beams.texts)))
             row += len(one.rows)
-    return [one.outcome() for one in searches]
+    return [one.found() for one in searches]
 
 
 def _over(run: Run, one: _Search, candidate: Candidate) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from zoo.decoding.attributes import Attribute
-from zoo.decoding.beam import Beams, Outcome, log_probs
+from zoo.decoding.beam import Beams, Found, log_probs
 from zoo.decoding.method import Run
 from zoo.decoding.session import Scores
 from zoo.decoding.tree import PADDING
@@ -32,7 +32,7 @@ class _Search:
     def __init__(self, run: Run, number: int, attribute: Attribute | None) -> None:
         self.run, self.number, self.attribute = run, number, attribute
         self.stack: list[_Prefix] = []
-        self.found, self.other = Beams(1), Beams(1)
+        self.fitting, self.other = Beams(1), Beams(1)
 
     def branch(self, prefix: _Prefix, said: Tensor) -> None:
         """Enter what may follow a prefix ``[V]``, the likeliest to be read first."""
@@ -47,13 +47,13 @@ class _Search:
                 if self.attribute is None or self.attribute.possible(text):
                     entered.append(_Prefix(text, value))
             elif self.attribute is None or self.attribute.holds(text, ended):
-                self.found.finish(text, value)
+                self.fitting.finish(text, value)
             else:
                 self.other.finish(text, value)
         self.stack += entered[::-1]
 
     def _hopeless(self, log_prob: float) -> bool:
-        return self.found.best is not None and log_prob <= self.found.best.score
+        return self.fitting.best is not None and log_prob <= self.fitting.best.score
 
     def next(self, count: int) -> list[_Prefix]:
         """Up to so many prefixes that are worth reading."""
@@ -64,11 +64,11 @@ class _Search:
                 chosen.append(prefix)
         return chosen
 
-    def outcome(self) -> Outcome:
-        """The best text."""
-        for beams, holds in ((self.found, True), (self.other, False)):
+    def found(self) -> Found:
+        """The best text, or the likeliest where none is as it was asked to be."""
+        for beams, holds in ((self.fitting, True), (self.other, False)):
             if beams.best is not None:
-                return Outcome(beams.best.text, beams.best.score, holds)
+                return beams.best._replace(holds=holds)
         raise ZooError(
             "the search has found no text that is over: allow more nodes, fewer new tokens, or an "
             "attribute that texts can have"
@@ -77,7 +77,7 @@ class _Search:
 
 def find_mode(
     run: Run, first: Scores, attribute: Attribute | None, nodes: int
-) -> tuple[list[Outcome], list[bool]]:
+) -> tuple[list[Found], list[bool]]:
     """The likeliest continuation of each sequence, and whether it is proved to be.
 
     Args:
@@ -103,7 +103,7 @@ def find_mode(
         for number, prefix, row in zip(numbers, prefixes, said, strict=True):
             searches[number].branch(prefix, row)
     proved = [not one.next(1) for one in searches]
-    return [one.outcome() for one in searches], proved
+    return [one.found() for one in searches], proved
 
 
 def _read(run: Run, chosen: list[list[_Prefix]]) -> Tensor:

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
 
+from zoo.decoding.beam import Found
 from zoo.decoding.method import Method, Run
+from zoo.decoding.sampling import decided
 from zoo.decoding.session import Scores
 from zoo.decoding.tree import Tree
 from zoo.decoding.verify import Draft
 
 
 class WholeTextMethod(Method):
-    """Searches when the first token is asked for, and then hands the found texts out.
+    """Searches when the first token is asked for, and then hands the best texts out.
 
-    The target is read by :meth:`search` alone. Nothing is drawn from what is handed out, so any
-    verifier gives the found text.
+    The target is read by :meth:`search` alone, and nothing is drawn from what is handed out. A step
+    is one token whatever the search has cost; :meth:`report` says that.
+
+    Attributes:
+        found: of the last call, for each prompt all that was found, the best first.
     """
 
     lossless = False
+    draws = False
+    constrains = True
     reads_prompts = True
+    verifier = "greedy"
+    found: list[list[Found]]
 
     def start(self, run: Run, prompt: Scores) -> None:
         """Let the target read the prompts."""
@@ -33,8 +41,9 @@ class WholeTextMethod(Method):
         self._texts: list[list[int]] = []
 
     @abstractmethod
-    def search(self, run: Run, first: Scores) -> list[list[int]]:
-        """The new tokens of each sequence, one that ends it included.
+    def search(self, run: Run, first: Scores) -> list[list[Found]]:
+        """Continuations of each sequence, the best first: of ``run.limit`` tokens or up to what
+        ends it.
 
         Args:
             run: whose target has read the sequences, and is of no use afterwards.
@@ -44,19 +53,19 @@ class WholeTextMethod(Method):
     def propose(self, run: Run) -> Draft:
         """Nothing but the roots."""
         if not self._texts:
-            self._texts = self.search(run, self._first)
+            self.found = self.search(run, self._first)
+            self._texts = [found[0].tokens for found in self.found]
             # as many rows as there are sequences again; nobody reads them any more
             run.target.select([0] * len(run.sequences))
-        tokens = torch.tensor([[sequence[-1]] for sequence in run.sequences])
-        return Draft([Tree.root()] * len(run.sequences), tokens.to(run.target.device))
+        tokens = torch.tensor(run.roots, device=run.target.device)[:, None]
+        return Draft([Tree.root()] * len(run.sequences), tokens)
 
     def score(self, run: Run, draft: Draft) -> Scores:
-        """Certainty of the next token that was found."""
+        """Logits that leave the text that was found."""
         rows = zip(self._texts, run.sequences, self._starts, strict=True)
-        following = torch.tensor([text[len(now) - start] for text, now, start in rows])
-        logits = torch.full((len(following), 1, run.target.vocab_size), -math.inf)
-        logits[range(len(following)), 0, following] = 0.0
-        return Scores(logits.to(run.target.device), None)
+        chosen = [[text[len(now) - start]] for text, now, start in rows]
+        logits = torch.zeros(len(chosen), 1, run.target.vocab_size, device=run.target.device)
+        return Scores(decided(logits, chosen), None)
 
     def commit(self, run: Run, paths: Sequence[Sequence[int]]) -> None:
         """Nothing: the target has no part in it any more."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from zoo.decoding.beam import Outcome, search
+from zoo.decoding.beam import Found, search
 from zoo.decoding.method import Method, Run, register_method
 from zoo.decoding.session import Scores
 from zoo.decoding.whole_texts import WholeTextMethod
@@ -19,9 +19,9 @@ def check_width(name: str, width: int) -> None:
         )
 
 
-def mean_log_prob(outcomes: list[Outcome]) -> float:
-    """Mean log-probability of texts."""
-    return sum(outcome.log_prob for outcome in outcomes) / max(len(outcomes), 1)
+def mean_log_prob(found: list[list[Found]]) -> float:
+    """Mean log-probability of the best texts."""
+    return sum(texts[0].score for texts in found) / max(len(found), 1)
 
 
 @register_method
@@ -41,24 +41,21 @@ class Beam(WholeTextMethod):
     def __init__(self, width: int = 5) -> None:
         check_width(self.name, width)
         self.width = width
-        #: What the last call found for each sequence.
-        self.outcomes: list[Outcome] = []
 
     @classmethod
     def trials(cls, target: nn.Module) -> dict[str, Method]:
         """None: at no setting is what it finds distributed as the target's own text."""
         return {}
 
-    def search(self, run: Run, first: Scores) -> list[list[int]]:
-        """Follow several texts."""
-        self.outcomes = search(run, first, self.width)
+    def search(self, run: Run, first: Scores) -> list[list[Found]]:
+        """Follow several texts; the best one of each sequence."""
         self._session = run.target
-        return [outcome.text for outcome in self.outcomes]
+        return [[found] for found in search(run, first, self.width)]
 
     def report(self) -> dict[str, float]:
         """Mean log-probability of the texts; passes of the target, and tokens that it read."""
         return {
-            "log_prob": mean_log_prob(self.outcomes),
+            "log_prob": mean_log_prob(self.found),
             "passes": self._session.calls,
             "tokens_read": self._session.tokens,
         }

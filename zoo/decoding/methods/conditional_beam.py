@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.decoding.attributes import find_attribute
-from zoo.decoding.beam import Judge, Outcome, search
+from zoo.decoding.beam import Found, Judge, search
 from zoo.decoding.exact_search import find_mode
 from zoo.decoding.heads import head_for
 from zoo.decoding.method import Need, Run, register_method
@@ -70,21 +70,20 @@ class ConditionalBeam(Beam):
         written = torch.tensor(lengths, device=hidden.device)
         return self.heads.log_promise(hidden, self.attribute.number - written).cpu()
 
-    def search(self, run: Run, first: Scores) -> list[list[int]]:
+    def search(self, run: Run, first: Scores) -> list[list[Found]]:
         """Follow several texts, and read those that might replace them."""
         judge = Judge(self._promise, self.attribute.holds)
-        self.outcomes = search(run, first, self.width, judge)
         self._session = run.target
-        return [outcome.text for outcome in self.outcomes]
+        return [[found] for found in search(run, first, self.width, judge)]
 
     def report(self) -> dict[str, float]:
         """The share of texts that have the attribute as well."""
-        return super().report() | {"satisfied": satisfied(self.outcomes)}
+        return super().report() | {"satisfied": satisfied(self.found)}
 
 
-def satisfied(outcomes: list[Outcome]) -> float:
-    """Share of texts that are as they were asked to be."""
-    return sum(outcome.holds for outcome in outcomes) / max(len(outcomes), 1)
+def satisfied(found: list[list[Found]]) -> float:
+    """Share of the best texts that are as they were asked to be."""
+    return sum(texts[0].holds for texts in found) / max(len(found), 1)
 
 
 @register_method
@@ -110,18 +109,18 @@ class ExactMode(Beam):
         self.attribute = None if attribute is None else find_attribute(attribute)
         self.nodes = nodes
 
-    def search(self, run: Run, first: Scores) -> list[list[int]]:
+    def search(self, run: Run, first: Scores) -> list[list[Found]]:
         """Search depth first."""
-        self.outcomes, self._proved = find_mode(run, first, self.attribute, self.nodes)
         self._session = run.target
-        return [outcome.text for outcome in self.outcomes]
+        best, self._proved = find_mode(run, first, self.attribute, self.nodes)
+        return [[found] for found in best]
 
     def report(self) -> dict[str, float]:
         """The shares of texts that have the attribute and of searches that ended."""
         return {
-            "log_prob": mean_log_prob(self.outcomes),
+            "log_prob": mean_log_prob(self.found),
             "passes": self._session.calls,
             "tokens_read": self._session.tokens,
-            "satisfied": satisfied(self.outcomes),
+            "satisfied": satisfied(self.found),
             "proved": sum(self._proved) / max(len(self._proved), 1),
         }

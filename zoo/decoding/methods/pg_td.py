@@ -17,10 +17,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from zoo.decoding.beam import Found
 from zoo.decoding.method import Method, Need, Run, register_method
-from zoo.decoding.planning import Found, Planner
 from zoo.decoding.programs import TestCases
+from zoo.decoding.session import Scores
 from zoo.decoding.tree import PADDING, ROOT
+from zoo.decoding.whole_texts import WholeTextMethod
 from zoo.errors import ZooError
 from zoo.models.language._causal_lm import load_tokenizer
 
@@ -71,6 +73,7 @@ class Reader:
     Args:
         run: of the call.
         row: which sequence.
+        first: ``[V]``, what the target says after it.
         width: likeliest tokens that are kept of each place.
         nodes: numbers the nodes of the target's open tree.
         cache: False reads everything anew each time.
@@ -81,9 +84,16 @@ class Reader:
     """
 
     def __init__(
-        self, run: Run, row: int, width: int, nodes: Iterator[int], cache: bool = True
+        self,
+        run: Run,
+        row: int,
+        first: Tensor,
+        width: int,
+        nodes: Iterator[int],
+        cache: bool = True,
     ) -> None:
-        self.run, self.row, self.width, self.cache = run, row, width, cache
+        self.run, self.row, self.first = run, row, first
+        self.width, self.cache = width, cache
         self.calls = 0
         self._numbers = nodes
         self._nodes: dict[Tokens, int] = {}
@@ -121,18 +131,20 @@ class Reader:
 
     def _grow(self, part: Tokens) -> Tensor:
         target, sequence = self.run.target, self.run.sequences[self.row]
+        if not part:
+            return self.run.constrained(self.first[None], [sequence], [self.row])[0]
         shape = (len(self.run.sequences), 1)
         tokens = torch.zeros(shape, dtype=torch.long, device=target.device)
         parents = torch.full_like(tokens, PADDING)
-        tokens[self.row] = part[-1] if part else sequence[-1]
-        parents[self.row] = self._nodes[part[:-1]] if part else ROOT
+        tokens[self.row] = part[-1]
+        parents[self.row] = self._nodes[part[:-1]] if len(part) > 1 else ROOT
         self._nodes[part] = next(self._numbers)
         logits = target.grow(tokens, parents).logits[self.row]  # [1, V]
         return self.run.constrained(logits, [[*sequence, *part]], [self.row])[0]
 
 
 @register_method
-class PGTD(Planner):
+class PGTD(WholeTextMethod):
     """Monte-Carlo tree search: follow the best path, try one more token, finish greedily, and test.
 
     Args:
@@ -209,12 +221,12 @@ class PGTD(Planner):
             return self._reward(list(tokens))
         return self._public.pass_rate(self.program(tokens))
 
-    def search(self, run: Run) -> list[list[Found]]:
+    def search(self, run: Run, first: Scores) -> list[list[Found]]:
         """Search for each sequence in turn."""
         nodes, found = count(), []
         self.searches = []
-        for row in range(len(run.sequences)):
-            search = Search(self, Reader(run, row, self.width, nodes, self.keeps), run)
+        for row, logits in enumerate(first.logits[:, -1]):
+            search = Search(self, Reader(run, row, logits, self.width, nodes, self.keeps), run)
             search.go()
             self.searches.append(search)
             every = [Found(list(tokens), reward) for tokens, reward in search.rewards.items()]

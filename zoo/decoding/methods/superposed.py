@@ -14,10 +14,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from zoo.decoding.beam import Found
 from zoo.decoding.method import Method, Run, register_method
 from zoo.decoding.ngrams import NGrams
-from zoo.decoding.planning import Found, Planner
+from zoo.decoding.session import Scores
 from zoo.decoding.tree import Tree, batch_parents
+from zoo.decoding.whole_texts import WholeTextMethod
 from zoo.errors import ZooError
 from zoo.models.decoding._virtual_tokens import virtual_tokens
 
@@ -141,7 +143,7 @@ class Drafts:
 
 
 @register_method
-class Superposed(Planner):
+class Superposed(WholeTextMethod):
     """Feed the target the weighted mean of the drafts' last embeddings.
 
     Args:
@@ -183,7 +185,7 @@ class Superposed(Planner):
         """The setting whose text is the target's own: one draft."""
         return {"": cls(k=1, tau=1.0, n_token_sample=1)}
 
-    def search(self, run: Run) -> list[list[Found]]:
+    def search(self, run: Run, first: Scores) -> list[list[Found]]:
         """One pass of the target for each new token, however many drafts there are."""
         target, batch = run.target, len(run.sequences)
         size, embed = target.vocab_size, run.model.get_input_embeddings()
@@ -199,24 +201,25 @@ class Superposed(Planner):
             self.penalty,
             run.stop_tokens,
         )
-        tokens = torch.tensor(run.roots, device=target.device)[:, None]
         mixed = embed.weight.new_zeros(0, embed.weight.shape[1])
         chain = batch_parents([Tree.root()] * batch).to(target.device)
         rows = [row for row in range(batch) for _ in range(self.k)]
-        for _ in range(run.limit):
-            with virtual_tokens(run.model, size, mixed):
-                logits = target.grow(tokens, chain).logits[:, 0]
-            target.commit([[0]] * batch)
+        logits = first.logits[:, -1]
+        for length in range(1, run.limit + 1):
             each = run.constrained(logits.repeat_interleave(self.k, 0), drafts.texts(), rows)
             newest, weights = drafts.step(self._kept(each.cpu().view(batch, self.k, -1)))
-            if drafts.over:
+            if drafts.over or length == run.limit:
                 break
             states = embed(newest.to(target.device))  # [B, k, d]
             sums = (weights.to(states)[..., None] * states).sum(1)
             # a number for each superposition: what reads a text again finds all of them
             tokens = size + len(mixed) + torch.arange(batch, device=target.device)[:, None]
             mixed = torch.cat([mixed, sums.to(mixed)])
-        self._passes = (target.calls - calls) / max(len(f) for f in drafts.alive[0])
+            with virtual_tokens(run.model, size, mixed):
+                logits = target.grow(tokens, chain).logits[:, 0]
+            target.commit([[0]] * batch)
+        # the prompt's pass says the first token
+        self._passes = (target.calls - calls + 1) / max(len(f) for f in drafts.alive[0])
         found = []
         for row in range(batch):
             ended = [(score, text) for score, text in drafts.finished[row] if score > -OUT]

@@ -113,4 +113,4 @@ def beam_search(
         cache = cache.select(rows)
         if scorer is not None:
             states = longer[rows, last]
-    return beams.best.text if beams.best is not None else []
+    return beams.best.tokens if beams.best is not None else []
