@@ -14,6 +14,7 @@ from sklearn.datasets import load_digits
 import zoo.predict
 from tests.test_cli import error_of
 from tests.tiny import ROOT
+from zoo.show import progress
 from zoo.tasks import ImageClassification
 
 
@@ -168,3 +169,13 @@ def test_published_weights_by_recipe(pictures, tmp_path):
 def test_device_that_is_not_here(trained_run, pictures, capsys):
     arguments = [str(pictures), "--checkpoint", str(trained_run), "--device", "gpu"]
     assert "--device gpu cannot be used" in error_of(capsys, zoo.predict.main(arguments))
+
+
+def test_a_bar_is_for_terminals(monkeypatch, capsys):
+    items = ["a", "b", "c"]
+    assert progress(items, "predict") is items  # a log gets no bar
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    assert progress(items[:1], "predict") == ["a"]
+    assert list(progress(items, "predict")) == items
+    shown = capsys.readouterr()
+    assert "predict" in shown.err and not shown.out

@@ -22,7 +22,7 @@ from zoo.command import command
 from zoo.errors import ZooError
 from zoo.recipes import find_recipe, read_recipe
 from zoo.runs.folder import resolve_checkpoint
-from zoo.show import print_table, say
+from zoo.show import print_table, progress, say
 
 if TYPE_CHECKING:
     from zoo.predictor import Predictor
@@ -81,7 +81,7 @@ def main(argv: list[str]) -> int:
     task = predictor.task
     inputs = task.find_inputs(arguments.files)
     with part_folder("--output", output) as part:
-        rows = task.predict_files(inputs, predictor.data, part)
+        rows = task.predict_files(progress(inputs, "predict"), predictor.data, part)
         columns = list(dict.fromkeys(column for row in rows for column in row))
         _write_table(rows, columns, part / "predictions.csv")
         output = place(part, output)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,3 +67,12 @@ def print_metrics(title: str, metrics: Mapping[str, float], where: Path) -> None
         rows.append((name, f"{value:.2%}" if percent else f"{value:.4f}"))
     print_table(title, ("metric", "value"), rows, right=("value",))
     say(f"everything is in {where}")
+
+
+def progress(items: Sequence[Any], what: str) -> Iterable[Any]:
+    """The items, with a bar on a terminal while they are gone through; one alone needs none."""
+    if len(items) < 2 or not sys.stderr.isatty():
+        return items
+    from rich.progress import track
+
+    return track(items, what, console=Console(stderr=True), transient=True)

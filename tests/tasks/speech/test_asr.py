@@ -89,6 +89,12 @@ def test_predict_writes_down_what_is_said(folder, pieces, tmp_path, capsys):
         (folder / "elsewhere").rename(folder / "speech")
     assert [row["file"] for row in rows] == [str(path) for path in files[:2]]
     assert rows[0].keys() == {"file", "transcript", "seconds", "rtf"}
+    for row in rows:
+        (text,) = (tmp_path / "out").glob(f"*_{Path(row['file']).stem}.txt")
+        assert text.read_text() == row["transcript"] + "\n"
+        cues = text.with_suffix(".srt").read_text().splitlines()[2::4]
+        assert " ".join(cues) == row["transcript"]
+        assert text.with_suffix(".vtt").read_text().startswith("WEBVTT")
     assert 1 < float(rows[0]["seconds"]) < 4
     assert len(list((tmp_path / "out").glob("*.png"))) == 2
     assert "transcript" in capsys.readouterr().out

@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from zoo.data.base import DataModule
 from zoo.data.formats.sound import RATE, SOUND_SUFFIXES, read_sound
+from zoo.data.formats.subtitles import write_subtitles
 from zoo.data.formats.transcripts import PAD, Tokens
 from zoo.data.speech.speech import SpeechDataModule
 from zoo.decoding.speech.ctc import ctc_align, ctc_greedy
@@ -236,7 +237,8 @@ class SpeechRecognition(ModelTask):
         self.use_data(data)
 
     def predict_one(self, source: Path, data: Any, stem: Path) -> tuple[dict[str, Any], Figure]:
-        """Write down what is said in a sound file; its spectrogram with the words."""
+        """Write down what is said in a sound file, also as subtitles; its spectrogram with the
+        words."""
         started = time.perf_counter()
         sound = read_sound(source)
         features = data.features(sound).to(self.device)
@@ -252,6 +254,10 @@ class SpeechRecognition(ModelTask):
             "rtf": round(worked / seconds, 3),
         }
         heard = self._heard(features, text, ctc, self._text(text))
+        Path(f"{stem}.txt").write_text(self._text(text) + "\n")
+        # where CTC cannot tell when the words were said, the text stands there all the time
+        untimed = [(self._text(text), 0.0, seconds)] if text else []
+        write_subtitles(heard.words or untimed, stem)
         return columns, spectrograms([heard], source.name)
 
     def _decode_stream(self, features: Tensor, data: SpeechDataModule) -> tuple[list[int], Tensor]:
