@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -94,14 +96,16 @@ class Forms(Measurement):
 
     Measures largest differences: ``attention``, blocks of a window against all pairs; ``always``, a
     layer whose tokens are all active against attention without packing; ``packing``, of tokens that
-    were packed and put back; ``averages``, the convolution against its recurrence.
+    were packed and put back; ``averages``, the convolution against its recurrence. Draws the first
+    of them against the length.
 
     Args:
         length: of the sequences, no multiple of a window.
+        lengths: that are drawn.
     """
 
-    def __init__(self, length: int = 75) -> None:
-        self.length = length
+    def __init__(self, length: int = 75, lengths: Sequence[int] = (9, 20, 75, 150, 300)) -> None:
+        self.length, self.lengths = length, list(lengths)
 
     @torch.no_grad()
     def measure(self, seed: int) -> Measured:
@@ -113,16 +117,22 @@ class Forms(Measurement):
         put_back = extract(compress(x, active)[0], active)
         ema = MultiHeadEMA(6, 4).double()
         steps = [ema(part, state) for state in [ema.allocate_state(3)] for part in x.split(1, 1)]
-        return Measured({
-            "attention": max(self._attention(causal) for causal in (False, True)),
+        axes = Axes("Attention in blocks", "tokens", "difference from all pairs", "x")
+        curves = [
+            Curve(axes, self.lengths, [self._attention(n, causal) for n in self.lengths], name)
+            for name, causal in (("both directions", False), ("causal", True))
+        ]
+        values = {
+            "attention": max(self._attention(self.length, causal) for causal in (False, True)),
             "always": max(self._always(x, causal) for causal in (False, True)),
             "packing": float((put_back - x * active[..., None]).abs().max()),
             "averages": float((ema(x) - torch.cat(steps, 1)).abs().max()),
-        })  # fmt: skip
+        }
+        return Measured(values, curves)
 
-    def _attention(self, causal: bool) -> float:
-        q, k, v = torch.randn(3, 3, self.length, 8, dtype=torch.float64)
-        valid = torch.rand(3, self.length) < 0.7
+    def _attention(self, length: int, causal: bool) -> float:
+        q, k, v = torch.randn(3, 3, length, 8, dtype=torch.float64)
+        valid = torch.rand(3, length) < 0.7
         given = (q, k, v, valid, 8, causal)
         sees = valid if causal else torch.ones_like(valid)  # the others may see nothing
         pairs = (f(*given)[sees] for f in (local_attention, local_attention_reference))
