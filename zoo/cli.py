@@ -143,6 +143,11 @@ class Recipe:
         except argparse.ArgumentError as error:
             raise ZooError(explain(str(error), shown_as, overrides, CLASSES)) from error
 
+    @property
+    def values(self) -> dict[str, Any]:
+        """The resolved recipe's keys and values."""
+        return load_yaml(self.text)
+
     @contextmanager
     def _imports(self) -> Iterator[None]:
         """Let jsonargparse import what a value names: a class, a function, a module.

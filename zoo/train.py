@@ -166,6 +166,8 @@ def train(
     table = MetricsTable(folder / "metrics.csv")
     board = TensorBoardLogger(folder, "", "tensorboard", purge_step=step)
     trainer.loggers = [*trainer.loggers, table, board]
+    for logger in trainer.loggers:
+        logger.log_hyperparams(recipe.values)
     keeper.connect(folder, table)
     checkpoints.connect(folder, table)
     again = f"python -m zoo.train --resume {folder}"

@@ -252,6 +252,10 @@ class DataModule(pl.LightningDataModule, ABC):
         """Test batches in order."""
         return self._eval_dataloader("test")
 
+    def predict_dataloader(self) -> DataLoader:
+        """The test's, for ``Trainer.predict``."""
+        return self.test_dataloader()
+
     def collate(self, samples: list[Any]) -> Any:
         """Samples -> batch; PyTorch's default unless a subclass says otherwise."""
         return torch.utils.data.default_collate(samples)

@@ -1,16 +1,19 @@
-"""Applying a task to a user's files: one input after the other, whatever becomes of one."""
+"""Applying a task to a user's files, one input after the other, and as Lightning's users do."""
 
 from __future__ import annotations
 
 import shutil
 from abc import ABC
 from collections.abc import Iterable, Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import lightning.pytorch as pl
 import torch
+from typing_extensions import Self, override
 
+import zoo
 from zoo.data.base import DataModule
 from zoo.data.formats.files import natural_sorted
 from zoo.errors import ZooError
@@ -156,3 +159,53 @@ class FilePrediction(pl.LightningModule, ABC):
         finally:
             shutil.rmtree(part)
         return row | columns
+
+    # as Lightning's users expect
+
+    @override
+    def predict_step(self, batch: Any, batch_idx: int = 0) -> Any:
+        """The network's answer to a batch of a data module or of a loader of one's own: a tensor, a
+        tuple that begins with one, or a mapping with the names of :meth:`forward`'s arguments.
+
+        Raises:
+            ZooError: the task answers no batches, or the batch lacks something.
+        """
+        if type(self).forward is pl.LightningModule.forward:
+            raise ZooError(f"{type(self).__name__} answers no batches: use zoo predict, with files")
+        if not isinstance(batch, Mapping):
+            return self(batch[0] if isinstance(batch, (tuple, list)) else batch)
+        wanted = signature(self.forward).parameters.values()
+        lacking = [w.name for w in wanted if w.default is w.empty and w.name not in batch]
+        if lacking:
+            raise ZooError(
+                f"a batch has {sorted(batch)}, but {type(self).__name__} needs {', '.join(lacking)}"
+            )
+        return self(**{w.name: batch[w.name] for w in wanted if w.name in batch})
+
+    @classmethod
+    @override
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: Any, map_location: Any = None, **kwargs: Any
+    ) -> Self:
+        """The task of a run, by the recipe in its checkpoint, with the evaluated weights.
+
+        Args:
+            checkpoint_path: the file, or the run's folder.
+            map_location: device; default: the CPU.
+            kwargs: none; the recipe has all arguments.
+
+        Raises:
+            ZooError: it cannot be read, or is of another task.
+        """
+        if kwargs:
+            raise ZooError(
+                f"load_from_checkpoint got {', '.join(kwargs)}: the recipe in the checkpoint has "
+                "all arguments"
+            )
+        task = zoo.load(checkpoint_path, device=str(map_location or "cpu")).task
+        if not isinstance(task, cls):
+            raise ZooError(
+                f"{checkpoint_path} is a checkpoint of {type(task).__name__}, expected one of "
+                f"{cls.__name__}"
+            )
+        return task

@@ -236,18 +236,28 @@ class Task(FilePrediction):
     def configure_optimizers(self) -> Any:
         settings = self.optimizer_settings
         lr = settings.lr
+        total, per_epoch = count_updates(self.trainer)
         if settings.lr_batch_size is not None:
-            if self.data is None:
-                raise ZooError("lr_batch_size needs a data module; set it to null without one")
-            batch = self.data.batch_size * self.trainer.accumulate_grad_batches
+            batch = self._batch_size() * self.trainer.accumulate_grad_batches
             lr = lr * batch / settings.lr_batch_size
         optimizer = build_optimizer(self.parameter_groups(), settings, lr)
-        total, per_epoch = count_updates(self.trainer)
         schedule = build_schedule(optimizer, self.schedule_settings, lr, total, per_epoch)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
+
+    def _batch_size(self) -> int:
+        """Samples of a training batch, all processes together."""
+        if self.data is not None:
+            return self.data.batch_size
+        size = getattr(self.trainer.train_dataloader, "batch_size", None)
+        if size is None:
+            raise ZooError(
+                "lr_batch_size needs a data module or a loader that knows its batch_size: set "
+                "optimizer.lr_batch_size to None without one"
+            )
+        return size * self.trainer.world_size
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """What the optimizer gets."""
