@@ -7,6 +7,7 @@ import onnx
 import onnxruntime
 import pytest
 import soundfile
+import timm
 import torch
 from PIL import Image
 
@@ -58,6 +59,20 @@ def test_onnx_is_the_model(task, files, tmp_path):
     difference = export(predictor, "onnx", path, [files / name for name in TASKS[task]])
     assert difference is not None and difference < 1e-4
     assert {node.domain for node in onnx.load(path).graph.node} <= {"", "pkg.onnxscript.torch_lib"}
+
+
+@pytest.mark.slow
+def test_published_weights_become_a_program(files, tmp_path):
+    command = ["resnet10t", "--to", "torch_export", "--output", str(tmp_path / "it.pt2")]
+    weights = tmp_path / "resnet.safetensors"
+    network = timm.create_model("resnet10t", num_classes=7)
+    zoo.checkpoints.save_state_dict(network.state_dict(), weights)
+    command += ["--pretrained", str(weights), "--num_classes", "7"]
+    assert zoo.export.main([*command, "--input", str(files / "picture.png")]) == 0
+    program = torch.export.load(tmp_path / "it.pt2").module()
+    images = torch.randn(1, 3, *network.default_cfg["input_size"][1:])
+    with torch.no_grad():
+        torch.testing.assert_close(program(x=images), network.eval()(images))
 
 
 @pytest.mark.slow
@@ -171,6 +186,7 @@ def test_weights(trained_run, tmp_path):
         (["--to", "onnx", "--output", "it.onnx"], "needs --input FILE"),
         (["--to", "onnx", "--output", "it.pt2", "--input", "a.png"], "must end in .onnx"),
         (["--to", "hf", "--output", "."], "exists already"),
+        (["--to", "hf", "--output", "it", "--input", "a.png"], "are for onnx and torch_export"),
         (["--to", "safetensors", "--output", "a.safetensors", "--push", "a/b"], "is for --to hf"),
         (["--to", "onnx", "--output", "it.onnx", "--input", "a", "--batch", "0"], "1 or more"),
     ],

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 #: Format -> how the name of what is written ends.
 FORMATS = {"onnx": ".onnx", "torch_export": ".pt2", "safetensors": ".safetensors", "hf": ""}
+#: Those of them that compute.
+PROGRAMS = ("onnx", "torch_export")
 #: A program may differ from the model by this share of its greatest number.
 TOLERANCE = 1e-4
 
@@ -59,15 +61,17 @@ class Call:
             return _tensors(self.module(**self.inputs))
 
 
-@command
-def main(argv: list[str]) -> int:
-    """Export as the command line says."""
+def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="zoo export",
         allow_abbrev=False,
         description="Write a trained model for other programs.",
     )
-    parser.add_argument("source", type=Path, metavar="RUN", help="run's folder, or .ckpt file")
+    parser.add_argument(
+        "source",
+        metavar="RUN",
+        help="run's folder, or .ckpt file; with --pretrained an image classifier or a recipe",
+    )
     parser.add_argument("--to", required=True, choices=FORMATS, help="format")
     parser.add_argument("--output", required=True, type=Path, metavar="PATH", help="new file")
     parser.add_argument(
@@ -81,50 +85,73 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--batch", default="1", metavar="N", help="of a program: inputs at a time, or any"
     )
+    parser.add_argument(
+        "--pretrained", metavar="FILE", help="of a program: published weights, not a run's"
+    )
+    parser.add_argument("--num_classes", type=int, default=1000, help="of a classifier's name")
     parser.add_argument("--push", metavar="OWNER/NAME", help="of hf: also put it on the hub")
     allow_class_option(parser)
-    given = parser.parse_args(argv)
+    return parser
+
+
+@command
+def main(argv: list[str]) -> int:
+    """Export as the command line says."""
+    given = _arguments().parse_args(argv)
     if given.output.exists():
         raise ZooError(f"--output: {given.output} exists already, expected a new name")
     if given.output.suffix != FORMATS[given.to] and given.to != "hf":
         raise ZooError(f"--output: {given.output} must end in {FORMATS[given.to]}")
-    if given.to in ("onnx", "torch_export") and not given.input:
+    if given.push and given.to != "hf":
+        raise ZooError(f"--push is for --to hf, not {given.to}")
+    (_export_program if given.to in PROGRAMS else _export_weights)(given)
+    return 0
+
+
+def _export_program(given: argparse.Namespace) -> None:
+    if not given.input:
         raise ZooError(
             f"--to {given.to} needs --input FILE, as zoo predict takes it: the program is for "
             "inputs of its size"
         )
-    if given.push and given.to != "hf":
-        raise ZooError(f"--push is for --to hf, not {given.to}")
     if given.batch != "any" and not (given.batch.isdigit() and int(given.batch)):
         raise ZooError(f"--batch is {given.batch}, expected a number of 1 or more, or any")
 
     # all that needs no import is right
-    if given.to in ("safetensors", "hf"):
-        from zoo.runs import read_checkpoint
-        from zoo.runs.folder import resolve_checkpoint
-        from zoo.runs.hub_folder import push, write_hub_folder, write_weights
-
-        path = resolve_checkpoint(given.source)
-        checkpoint = read_checkpoint(path)
-        if given.to == "safetensors":
-            write_weights(checkpoint, given.output)
-        else:
-            write_hub_folder(checkpoint, path, given.output)
-            if given.push:
-                say(f"https://huggingface.co/{push(given.output, given.push)}")
-        say(f"{given.output}: {given.to} of {path}")
-        return 0
-
     from zoo.predictor import load
 
-    predictor = load(given.source, device="cpu", allowed=given.allow_class)
+    predictor = load(
+        given.source,
+        pretrained=given.pretrained,
+        num_classes=given.num_classes,
+        device="cpu",
+        allowed=given.allow_class,
+    )
     batch = None if given.batch == "any" else int(given.batch)
     difference = export(predictor, given.to, given.output, given.input, batch=batch)
     told = "not compared: onnxruntime is not installed"
     if difference is not None:
         told = f"differs from the model by {difference:.1e} of its greatest number"
     say(f"{given.output}: {given.to} of {given.source}, {told}")
-    return 0
+
+
+def _export_weights(given: argparse.Namespace) -> None:
+    if given.input or given.pretrained:
+        raise ZooError(f"--input and --pretrained are for {' and '.join(PROGRAMS)}: leave them out")
+
+    from zoo.runs import read_checkpoint
+    from zoo.runs.folder import resolve_checkpoint
+    from zoo.runs.hub_folder import push, write_hub_folder, write_weights
+
+    path = resolve_checkpoint(Path(given.source))
+    checkpoint = read_checkpoint(path)
+    if given.to == "safetensors":
+        write_weights(checkpoint, given.output)
+    else:
+        write_hub_folder(checkpoint, path, given.output)
+        if given.push:
+            say(f"https://huggingface.co/{push(given.output, given.push)}")
+    say(f"{given.output}: {given.to} of {path}")
 
 
 def export(
@@ -153,7 +180,7 @@ def export(
     Raises:
         ZooError: the network cannot become such a program, or answers differently.
     """
-    check_choice("to", to, ("onnx", "torch_export"))
+    check_choice("to", to, PROGRAMS)
     call = _with_batch(captured_call(predictor, inputs), batch or 2)
     with part_folder("--output", output) as part, _without_gradients(call.module):
         made = part / output.name
