@@ -74,7 +74,8 @@ class TextTables(DataModule):
     def class_names(self) -> list[str]:
         """Names of the classes, in order."""
         if self._class_names is None:
-            self._class_names = self._find_classes()
+            found = self._find_classes()  # reads the rows: the hub may say the names
+            self._class_names = self._class_names or found
         return self._class_names
 
     @property
@@ -155,5 +156,6 @@ class TextTables(DataModule):
                 return known_names[value] if numbered else value
 
             for row in rows:
-                row[self.label_column] = named(row.get(self.label_column))
+                if self.label_column in row:
+                    row[self.label_column] = named(row[self.label_column])
         return rows

@@ -63,8 +63,15 @@ class LabelledText(TextTables):
         length: int = 128,
         **kwargs: Any,
     ) -> None:
-        form = (class_names, tokenizer, vocab_size, length)
-        super().__init__(source, label_column, *form, **kwargs)
+        super().__init__(
+            source,
+            label_column,
+            class_names=class_names,
+            tokenizer=tokenizer,
+            vocab_size=vocab_size,
+            length=length,
+            **kwargs,
+        )
         if len(text_columns) not in (1, 2):
             raise ZooError(
                 f"data.init_args.text_columns has {len(text_columns)} names, expected one or two"

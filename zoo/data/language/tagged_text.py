@@ -71,8 +71,15 @@ class TaggedText(TextTables):
         length: int = 128,
         **kwargs: Any,
     ) -> None:
-        form = (class_names, tokenizer, vocab_size, length)
-        super().__init__(source, tag_column, *form, **kwargs)
+        super().__init__(
+            source,
+            tag_column,
+            class_names=class_names,
+            tokenizer=tokenizer,
+            vocab_size=vocab_size,
+            length=length,
+            **kwargs,
+        )
         self.token_column = token_column
 
     def _find_classes(self) -> list[str]:

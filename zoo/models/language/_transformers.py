@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 from transformers import (
-    CONFIG_MAPPING,
     AutoConfig,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
 )
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import zoo
 from zoo.errors import ZooError, suggest
@@ -55,16 +57,25 @@ def build_transformer(
     """
     if name in zoo.list_models():
         return zoo.create_model(name, **arguments)
-    found = name if name in CONFIG_MAPPING else find_causal_lm(name, what)
+    if name in CONFIG_MAPPING:
+        settings = _known(name, arguments)
+        with _said(name, what):
+            config = AutoConfig.for_model(name, **settings)
+            return auto.from_config(config).train()
+    found = find_causal_lm(name, what)
+    with _said(found, what):
+        if not with_weights:
+            return auto.from_config(AutoConfig.from_pretrained(found, **arguments))
+        # as it is read it is in eval mode, in which its dropout would rest
+        return auto.from_pretrained(found, **arguments).train()
+
+
+@contextmanager
+def _said(found: str, what: str) -> Iterator[None]:
+    """What transformers cannot load, as one line."""
     try:
         with silently():
-            if found in CONFIG_MAPPING:
-                config = AutoConfig.for_model(found, **_known(found, arguments))
-                return auto.from_config(config).train()
-            if not with_weights:
-                return auto.from_config(AutoConfig.from_pretrained(found, **arguments))
-            # as it is read it is in eval mode, in which its dropout would rest
-            return auto.from_pretrained(found, **arguments).train()
+            yield
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ZooError(f"the {what} '{found}' cannot be loaded: {reason[:300]}") from error
@@ -112,9 +123,9 @@ def build_tagger(
 
 def load_classifier(source: str | Path) -> nn.Module:
     """A trained classifier of transformers with its head, in eval mode."""
-    return build_transformer(
-        AutoModelForSequenceClassification, str(source), {}, "classifier"
-    ).eval()
+    found = find_causal_lm(source, "classifier")
+    with _said(found, "classifier"):
+        return AutoModelForSequenceClassification.from_pretrained(found).eval()
 
 
 def add_lora(model: nn.Module, settings: LoraSettings, task_type: str) -> nn.Module:

@@ -166,8 +166,15 @@ class TextClassification(EncoderTask):
         if teacher is not None:
             cache = None if self.distillation.cache is None else Path(self.distillation.cache)
             self.teacher = Teacher(lambda: load_classifier(teacher), cache)
-        form = (model_args, pretrained, lora, export)
-        super().__init__(model, num_classes, *form, **kwargs)
+        super().__init__(
+            model,
+            num_classes,
+            model_args=model_args,
+            pretrained=pretrained,
+            lora=lora,
+            export=export,
+            **kwargs,
+        )
 
     def configure_metrics(self, split: str) -> dict[str, Metric]:
         """Scores of GLUE; in the test the confusion matrix too."""

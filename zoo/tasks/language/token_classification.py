@@ -77,16 +77,15 @@ class TokenClassification(EncoderTask):
             for guess, truth in zip(guesses, truths, strict=True)
         ]
         scores["acc"].update(sum(pairs) / len(pairs), len(pairs))
-        if marks_spans([self.class_name(number) for number in range(self._classes)]):
+        if self._marks_spans:
             scores["spans"].update(
                 [self._names(tags) for tags in predicted],
                 [self._names(tags) for tags in batch["tags"]],
             )
 
     @property
-    def _classes(self) -> int:
-        assert self.num_classes is not None  # see __init__
-        return self.num_classes
+    def _marks_spans(self) -> bool:
+        return self.class_names is not None and marks_spans(self.class_names)
 
     def _names(self, tags: list[int | None]) -> list[str]:
         return ["O" if tag is None else self.class_name(tag) for tag in tags]
@@ -117,8 +116,8 @@ class TokenClassification(EncoderTask):
         batch = {name: value.to(self.device) for name, value in data.encode([words]).items()}
         best = self.eval_model(**_inputs(batch)).logits.argmax(-1)
         tags = self._names(_by_word(best, batch["words"], [len(words)])[0])
-        row = {"prediction": " ".join(tags)}
-        if marks_spans(tags):
+        row: dict[str, Any] = {"prediction": " ".join(tags)}
+        if self._marks_spans:
             entities = []
             for kind, first, last in spans_of(tags):
                 start, end = places[first][0], places[last][1]
