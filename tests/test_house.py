@@ -52,9 +52,10 @@ NO_MODEL = {
     "decoding/spectr",
     "decoding/superposed",
     "decoding/token_recycling",
+    "language/token_classification",
 }
 #: Addresses without a recipe at the paper's scale: the models that small recipes train.
-NO_PAPER = {"decoding/base_lm", "multimodal/mmmamba"}
+NO_PAPER = {"decoding/base_lm", "language/token_classification", "multimodal/mmmamba"}
 
 
 def module_name(file: Path) -> str:

@@ -175,6 +175,15 @@ TINY: dict[str, tuple[str, tuple[str, ...]]] = {
             "--model.init_args.model_args.hidden_size=16",
         ),
     ),
+    "TokenClassification": (
+        "language/token_classification/small",
+        (
+            "--data.init_args.sample={train: 40, val: 6, test: 6}",
+            "--data.init_args.batch_size=4",
+            "--model.init_args.model_args.num_hidden_layers=1",
+            "--model.init_args.model_args.hidden_size=16",
+        ),
+    ),
     "TokenHeadTraining": ("decoding/hydra/small", _UNITS),
     "AttributeTraining": (
         "decoding/conditional_beam/small",

@@ -92,6 +92,8 @@ def test_a_teacher_of_other_classes_is_refused(data, teacher, tmp_path):
         trainer(max_steps=2, max_epochs=-1).fit(endless, datamodule=data)
     with pytest.raises(ZooError, match="there is no classifier 'nowhere'"):
         trainer().fit(make_task(teacher="nowhere"), datamodule=data)
+    with pytest.raises(ZooError, match="there is no classifier 'bert'"):  # fresh: it knows nothing
+        trainer().fit(make_task(teacher="bert"), datamodule=data)
 
 
 def test_adapters_and_head_alone_learn_and_are_merged(data, teacher, tmp_path):

@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from zoo.data.base import DataModule, at_least
 from zoo.data.formats.maps import SmallSample, make_once
-from zoo.data.formats.text_rows import TABLE_SUFFIXES, Row, read_rows
-from zoo.data.formats.tokenizers import (
-    load_tokenizer,
-    train_wordpiece,
-    vocabulary_size,
-    wordpiece,
-)
-from zoo.data.hub import open_dataset
+from zoo.data.formats.text_rows import Row, read_rows
+from zoo.data.language._text_tables import TextTables
 from zoo.data.synthetic.sentences import sentence
 from zoo.errors import ZooError, suggest
-
-log = logging.getLogger("zoo")
-
-#: Names that the files of a split may have, the first that exists counts.
-FILES = {"train": ("train",), "val": ("val", "valid", "validation", "dev"), "test": ("test",)}
 
 
 class LabelledRow(NamedTuple):
@@ -44,7 +30,7 @@ class LabelledRow(NamedTuple):
     label: int | float
 
 
-class LabelledText(DataModule):
+class LabelledText(TextTables):
     """Texts with a class each, or with a number where ``class_names`` is ``[score]``.
 
     A batch: ``input_ids``, ``attention_mask`` and, of tokenizers that have them,
@@ -77,65 +63,33 @@ class LabelledText(DataModule):
         length: int = 128,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
-        at_least(4, length=length)
-        at_least(8, vocab_size=vocab_size)
+        super().__init__(
+            source,
+            label_column,
+            class_names=class_names,
+            tokenizer=tokenizer,
+            vocab_size=vocab_size,
+            length=length,
+            **kwargs,
+        )
         if len(text_columns) not in (1, 2):
             raise ZooError(
                 f"data.init_args.text_columns has {len(text_columns)} names, expected one or two"
             )
-        self.place = source
-        self.text_columns, self.label_column = tuple(text_columns), label_column
-        self._class_names = None if class_names is None else list(class_names)
-        self._tokenizer_source, self._vocab_size = tokenizer, vocab_size
-        self.length = length
-        self._tokenizer: PreTrainedTokenizerBase | None = None
-        self._tables: dict[str, list[Row]] = {}
+        self.text_columns = tuple(text_columns)
 
     # labels and tokens
 
-    @property
-    def class_names(self) -> list[str]:
-        """Names of the classes, in order."""
-        if self._class_names is None:
-            rows = self.rows("train")
-            self._class_names = sorted({str(self._cell(row)) for row in rows})
-        return self._class_names
+    def _find_classes(self) -> list[str]:
+        return sorted({str(self._cell(row)) for row in self.rows("train")})
+
+    def _train_texts(self) -> Iterator[str]:
+        return (text for row in self.source("train") for text in row.texts)
 
     @property
     def numeric(self) -> bool:
         """Whether labels are numbers."""
         return self.class_names == ["score"]
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer, loaded or trained when it is first asked for."""
-        if self._tokenizer is None:
-            if self._tokenizer_source is not None:
-                self._tokenizer = load_tokenizer(self._tokenizer_source)
-            else:
-                texts = (text for row in self.source("train") for text in row.texts)
-                self._tokenizer = train_wordpiece(texts, self._vocab_size)
-        return self._tokenizer
-
-    @property
-    def vocab_size(self) -> int:
-        """Rows of an embedding that the tokens need."""
-        if self._tokenizer_source is None:
-            return self._vocab_size
-        return vocabulary_size(self.tokenizer, self._tokenizer_source)
-
-    def facts(self) -> dict[str, Any] | None:
-        """Names of the classes, and a tokenizer that was trained."""
-        trained = self._tokenizer_source is None
-        written = self.tokenizer.backend_tokenizer.to_str() if trained else None
-        return {"class_names": list(self.class_names), "tokenizer": written}
-
-    def restore(self, facts: Mapping[str, Any]) -> None:
-        """Take both."""
-        self._class_names = list(facts["class_names"])
-        if facts["tokenizer"] is not None:
-            self._tokenizer = wordpiece(facts["tokenizer"])
 
     # samples
 
@@ -145,45 +99,6 @@ class LabelledText(DataModule):
             LabelledRow(tuple(row.text(column) for column in self.text_columns), self._label(row))
             for row in self.rows(split)
         ]
-
-    def rows(self, split: str) -> list[Row]:
-        """The rows of a split, read once."""
-        if split not in self._tables:
-            self._tables[split] = self.read(split)
-        return self._tables[split]
-
-    def read(self, split: str) -> list[Row]:
-        """The rows of a split, from where they are."""
-        if self.place.startswith("hf://"):
-            return self._from_hub(split)
-        root = Path(self.place).expanduser()
-        names = FILES[split] + (FILES["val"] if split == "test" else ())
-        for name in names:
-            for ending in TABLE_SUFFIXES:
-                if (root / f"{name}{ending}").is_file():
-                    return read_rows(root / f"{name}{ending}")
-        raise ZooError(
-            f"data.init_args.source: {root} holds no {' or '.join(names)} that ends in "
-            + " ".join(TABLE_SUFFIXES)
-        )
-
-    def _from_hub(self, split: str) -> list[Row]:
-        owner, name, configuration = [*self.place.removeprefix("hf://").split("/", 2), "", ""][:3]
-        found = open_dataset(f"{owner}/{name}", configuration or None)
-        names = FILES[split] + (FILES["val"] if split == "test" else ())
-        part = next((found[known] for known in names if known in found), None)
-        if part is None:
-            raise ZooError(f"data.init_args.source: {self.place} has no split {' or '.join(names)}")
-        if self._class_names is None and hasattr(part.features.get(self.label_column), "names"):
-            self._class_names = list(part.features[self.label_column].names)
-        rows = [Row(row, f"{self.place}, {split} row {n}") for n, row in enumerate(part)]
-        known_names = self._class_names
-        if known_names is not None:
-            for row in rows:
-                value = row.get(self.label_column)
-                if isinstance(value, int) and 0 <= value < len(known_names):
-                    row[self.label_column] = known_names[value]
-        return rows
 
     def _cell(self, row: Row) -> Any:
         if row.get(self.label_column) is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,7 +18,6 @@ from torchmetrics.classification import (
 )
 from typing_extensions import override
 
-from zoo.arguments import blaming
 from zoo.data.base import DataModule
 from zoo.data.language.labelled_text import LabelledText
 from zoo.errors import ZooError
@@ -29,18 +27,16 @@ from zoo.losses.distillation import (
     sinkhorn_distance,
     soft_cross_entropy,
 )
-from zoo.models.language._causal_lm import export_causal_lm
 from zoo.models.language._transformers import (
     LoraSettings,
-    add_lora,
     build_classifier,
     load_classifier,
 )
 from zoo.plots import confusion_matrix
 from zoo.tasks._scores import Scores
-from zoo.tasks.base import MODEL, Task
+from zoo.tasks.language._encoder_task import EncoderTask, check_sizes
 from zoo.tasks.language._teacher import Teacher
-from zoo.tasks.language._text_inputs import TextInput, find_lines, not_empty
+from zoo.tasks.language._text_inputs import TextInput, not_empty
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -116,7 +112,7 @@ class ClassDistillation:
         return loss
 
 
-class TextClassification(Task):
+class TextClassification(EncoderTask):
     """One class a text, or a pair of texts; one number where the data's labels are numbers.
 
     Measures ``acc``, ``f1`` (of the second of two classes, else the mean over classes), Matthews'
@@ -141,7 +137,7 @@ class TextClassification(Task):
     monitor = "val/loss"
     monitor_mode = "min"
     data_type, data_has, data_example = LabelledText, "texts with labels", "zoo.data.Glue"
-    input_suffixes = frozenset({".txt", ".tsv"})
+    lora_type, build = "SEQ_CLS", staticmethod(build_classifier)
 
     def __init__(
         self,
@@ -160,9 +156,7 @@ class TextClassification(Task):
                 f"model.init_args.num_classes is {num_classes}, expected the number of classes of "
                 "the data, or 1 where labels are numbers"
             )
-        self.model_name, self.model_args = model, model_args or {}
-        self.num_classes, self.pretrained, self.lora = num_classes, pretrained, lora
-        self.distillation, self.export = distillation or ClassDistillation(), export
+        self.distillation = distillation or ClassDistillation()
         if distillation is not None and teacher is None:
             raise ZooError(
                 "model.init_args.distillation says how to learn from a teacher: name it by "
@@ -172,17 +166,15 @@ class TextClassification(Task):
         if teacher is not None:
             cache = None if self.distillation.cache is None else Path(self.distillation.cache)
             self.teacher = Teacher(lambda: load_classifier(teacher), cache)
-        super().__init__(**kwargs)
-
-    @override
-    def configure_models(self) -> None:
-        with blaming(MODEL):
-            self.model = build_classifier(
-                self.model_name, self.num_classes, self.model_args, self.starts_fresh
-            )
-        self.load_start(self.model, self.pretrained)
-        if self.lora is not None:
-            self.model = add_lora(self.model, self.lora, "SEQ_CLS")
+        super().__init__(
+            model,
+            num_classes,
+            model_args=model_args,
+            pretrained=pretrained,
+            lora=lora,
+            export=export,
+            **kwargs,
+        )
 
     def configure_metrics(self, split: str) -> dict[str, Metric]:
         """Scores of GLUE; in the test the confusion matrix too."""
@@ -206,29 +198,6 @@ class TextClassification(Task):
                 metrics["agreement"] = MeanMetric()
         return metrics
 
-    @property
-    def config(self) -> Any:
-        """Of the model, below adapters."""
-        return self.model.config
-
-    def check_data(self, data: DataModule) -> None:
-        """The model must know the tokens, and read texts of this length."""
-        super().check_data(data)
-        self._check_sizes(data, self.config, "the model")
-
-    def _check_sizes(self, data: Any, config: Any, whose: str) -> None:
-        if data.vocab_size > config.vocab_size:
-            raise ZooError(
-                f"model.init_args.model_args.vocab_size: {whose} knows {config.vocab_size} tokens, "
-                f"the data have {data.vocab_size}: set it to that or more, or take its tokenizer"
-            )
-        longest = getattr(config, "max_position_embeddings", None)
-        if longest is not None and data.length > longest:
-            raise ZooError(
-                f"data.init_args.length is {data.length}, but {whose} reads {longest} tokens: set "
-                "it to that or less"
-            )
-
     # steps
 
     @override
@@ -248,7 +217,7 @@ class TextClassification(Task):
                     "classes"
                 )
             if self.data is not None:
-                self._check_sizes(self.data, config, "the teacher")
+                check_sizes(self.data, config, "the teacher")
 
     @override
     def count_samples(self, batch: dict[str, Tensor]) -> int:
@@ -301,18 +270,6 @@ class TextClassification(Task):
         """As floats: torchmetrics' coefficient of Matthews is a whole number where it is 1."""
         return {name: value.float() for name, value in super().summarize(results).items()}
 
-    def finish_test(self) -> dict[str, Any]:
-        """Keep the model."""
-        if self.export is not None and self.trainer.is_global_zero:
-            model = self.eval_model
-            if self.lora is not None:
-                model = model.merge_and_unload()
-            names = self.class_names or []
-            model.config.id2label = dict(enumerate(names))
-            model.config.label2id = {name: number for number, name in enumerate(names)}
-            export_causal_lm(model, self.trainer.datamodule.tokenizer, self.export)
-        return {}
-
     def figures(self) -> dict[str, Figure]:
         """Confusion matrix."""
         if "confusion" not in self.results:
@@ -322,16 +279,6 @@ class TextClassification(Task):
         return {"confusion_matrix": confusion_matrix(counts, names)}
 
     # files
-
-    @override
-    def find_inputs(self, sources: Sequence[Path]) -> list[TextInput]:
-        """Lines of files, or of standard input (``-``); the texts of a pair have a tab between
-        them."""
-        return find_lines(sources)
-
-    @override
-    def describe(self, source: TextInput) -> dict[str, Any]:
-        return {"file": str(source.path), "line": source.line}
 
     def predict_one(
         self, source: TextInput, data: DataModule, stem: Path
