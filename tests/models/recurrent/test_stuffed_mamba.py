@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 
 import zoo
+from zoo.data import Passkey
 from zoo.decoding import generate
 from zoo.errors import ZooError
 from zoo.layers.mamba2 import Mamba2
-from zoo.models.language._causal_lm import load_causal_lm
+from zoo.models.language._causal_lm import load_causal_lm, save_causal_lm
 from zoo.models.recurrent.stuffed_mamba import (
     MitigatedMamba2,
     collapse_length,
@@ -22,7 +23,7 @@ from zoo.models.recurrent.stuffed_mamba import (
     state_size,
     training_length,
 )
-from zoo.proofs.recurrent.stuffed_mamba import chains, difference_of_states
+from zoo.proofs.recurrent.stuffed_mamba import Collapse, Retrieval, chains, difference_of_states
 
 SMALL = dict(d_state=8, headdim=8, chunk_size=16)
 FORMS = {
@@ -311,3 +312,21 @@ def test_streams_of_chains():
     same = torch.cosine_similarity(pairs(steady[:300]), pairs(steady[300:]), dim=0)
     other = torch.cosine_similarity(pairs(ids[0, :96]), pairs(ids[0, 400:496]), dim=0)
     assert float(same) > 0.8 > 0.6 > float(other)
+
+
+def test_the_curve_of_passkeys(tmp_path):
+    data = Passkey(samples=1, length=200)
+    vocabulary = data.vocab_size  # trains the tokenizer
+    save_causal_lm(small_lm(vocab_size=vocabulary), data.tokenizer, tmp_path)
+    found = Retrieval(str(tmp_path), lengths=(190, 210), samples=2, window=8).measure(0)
+    assert found.values == {"found_190": 0, "found_210": 0}
+    assert [*found.curves[0].x] == [190, 210]
+
+
+@pytest.mark.slow
+def test_what_the_proof_measures():
+    found = Collapse(steps=1, batch=2, mitigate=True, d_state=4).measure(0)
+    assert found.values["gap"] == found.values["plain"] - found.values["start"]
+    assert [curve.line for curve in found.curves] == [None, "window", "norm", "forget"]
+    # nothing is learnt in a step
+    assert all(abs(found.values[name] - math.log(16)) < 0.5 for name in ("start", "window", "norm"))

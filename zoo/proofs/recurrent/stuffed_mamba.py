@@ -11,7 +11,7 @@ from torch import Tensor
 
 from zoo.data.language.passkey import Passkey
 from zoo.layers.mamba2 import Mamba2
-from zoo.models.language._causal_lm import load_causal_lm
+from zoo.models.language._causal_lm import load_causal_lm, load_tokenizer
 from zoo.models.language.mamba import MambaLM
 from zoo.models.recurrent.stuffed_mamba import (
     MitigatedMamba2,
@@ -215,13 +215,13 @@ class Retrieval(Measurement):
 
     def measure(self, seed: int) -> Measured:
         """Read the texts."""
-        model = load_causal_lm(self.model)
+        model, tokenizer = load_causal_lm(self.model), load_tokenizer(self.model)
         if self.options != dict(a_mult=1.0, b_mult=1.0, max_norm=None, window=None):
             model = mitigated(model, **self.options)  # type: ignore[arg-type]
         shares = []
         for length in self.lengths:
-            data = Passkey(self.model, depths=self.depths, samples=self.samples, length=length)
-            data.seed = seed
+            data = Passkey(depths=self.depths, samples=self.samples, length=length)
+            data.tokenizer, data.seed = tokenizer, seed
             texts = data.load("train")
             found = [retrieved(model, *texts[index]) for index in range(len(texts))]
             shares.append(sum(found) / len(found))
