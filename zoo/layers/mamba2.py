@@ -150,6 +150,10 @@ class Mamba2(nn.Module):
             at_least_fp32(weight).new_zeros(size),
         )
 
+    def rate(self) -> Tensor:
+        """A [H], negative, float32 at least."""
+        return -at_least_fp32(self.A_log).exp()
+
     def _heads(self, xBC: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """x [..., H, P], B and C [..., G, N]; z [..., H, P] if the scan is to apply it."""
         width = self.ngroups * self.d_state
@@ -163,7 +167,7 @@ class Mamba2(nn.Module):
         seq_idx: Tensor | None,
     ) -> Tensor:  # fmt: skip
         x, B, C, gate = self._heads(xBC, z)
-        A = -at_least_fp32(self.A_log).exp()
+        A = self.rate()
         y, last = ssd(
             x, dt, A, B, C, self.chunk_size, self._skip(), gate, self.dt_bias,
             initial_states=None if state is None else state.ssm, seq_idx=seq_idx,
@@ -178,7 +182,7 @@ class Mamba2(nn.Module):
         """One token; ``state.ssm`` is overwritten in place."""
         x, B, C, gate = self._heads(xBC[:, 0], z[:, 0])
         H, P, N = self.nheads, self.headdim, self.d_state
-        A = (-at_least_fp32(self.A_log).exp())[:, None, None].expand(H, P, N)
+        A = self.rate()[:, None, None].expand(H, P, N)
         dt, bias, softplus = dt[:, 0], self.dt_bias, True
         if self.dt_limit != ANY_STEP:  # the op does not clamp
             dt = F.softplus(at_least_fp32(dt) + bias).clamp(*self.dt_limit)

@@ -35,6 +35,7 @@ from zoo.models.registry import register_model
 LAYERS: dict[str, type[nn.Module] | str] = {
     "Mamba1": Mamba,
     "Mamba2": Mamba2,
+    "MitigatedMamba2": "zoo.models.recurrent.stuffed_mamba:MitigatedMamba2",
     "DeltaNet": "zoo.models.recurrent.negative_eigenvalues:DeltaNet",
     "RNN": "zoo.models.recurrent.flashrnn:RecurrentMixer",
 }
@@ -51,8 +52,9 @@ class MambaConfig:
         d_intermediate: width of an MLP after each mixer; 0 for none.
         n_layer: blocks.
         vocab_size: tokens of the tokenizer.
-        ssm_cfg: ``layer`` ("Mamba1", "Mamba2", "DeltaNet" or "RNN") and arguments of
-            :class:`zoo.layers.mamba.Mamba`, :class:`zoo.layers.mamba2.Mamba2`,
+        ssm_cfg: ``layer`` ("Mamba1", "Mamba2", "MitigatedMamba2", "DeltaNet" or "RNN") and
+            arguments of :class:`zoo.layers.mamba.Mamba`, :class:`zoo.layers.mamba2.Mamba2`,
+            :class:`zoo.models.recurrent.stuffed_mamba.MitigatedMamba2`,
             :class:`zoo.models.recurrent.negative_eigenvalues.DeltaNet` or
             :class:`zoo.models.recurrent.flashrnn.RecurrentMixer`.
         attn_layer_idx: blocks that have attention instead.
