@@ -157,7 +157,8 @@ def test_the_command_compares_and_reports(tmp_path, monkeypatch, capsys) -> None
     assert generate_command([*target, "--draft", "lm", "--compare", "all", *extra, "1 2", "3"]) == 0
     rows = {row["method"]: row for row in json.loads(file.read_text())}
     two = {"draft_tree", "ead", "spectr", "speculative"}
-    others = {"beam", "contrastive", "exact_mode", "lud", "minicache", "momentum", "superposed"}
+    others = {"beam", "contrastive", "exact_mode", "hso", "lud", "minicache", "momentum"}
+    others.add("superposed")
     assert set(rows) == {"plain", "aded", "token_recycling", *two, *others}
     assert all(row["same_text"] for name, row in rows.items() if name not in others)
     assert rows["speculative"]["tokens_per_step"] > 2  # a model drafts well for itself

@@ -67,6 +67,15 @@ class TreeCacheLayer(CacheLayerMixin):
             self._buffers = (keys, values)
             self.crop(end)
 
+    def taken(self, rows: Tensor, end: int) -> tuple[Tensor, Tensor]:
+        """Copies of the first ``end`` slots of these sequences."""
+        return self.keys[rows, :, :end], self.values[rows, :, :end]
+
+    def put(self, rows: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Replace the first slots of these sequences by ``[n, H, T, D]``."""
+        for own, new in ((self.keys, keys), (self.values, values)):
+            own[rows, :, : new.shape[2]] = new
+
     def crop(self, length: int) -> None:
         """Forget what lies behind the first ``length`` slots."""
         if length < 0:  # how many to remove, in newer versions of transformers

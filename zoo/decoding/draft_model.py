@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import AutoTokenizer
 
-from zoo.decoding.method import Method, Need, Run
+from zoo.decoding.method import Method, Need, Run, needing_nothing
 from zoo.decoding.sampling import check_logits
 from zoo.decoding.session import Scores, Session, floating_dtype
 from zoo.decoding.targets import unwrapped
@@ -99,11 +99,13 @@ def check_one_tokenizer(draft: nn.Module, target: nn.Module) -> None:
         if other > OTHER_TOKENS * len(shared):
             raise ZooError(
                 f"the tokenizers of draft model and target differ: {other} of {len(shared)} "
-                "numbers stand for other tokens; both need one tokenizer"
+                "numbers stand for other tokens; both need one tokenizer; without a draft model "
+                f"there are {needing_nothing()}"
             )
     elif abs(mine - theirs) > PADDING_ROWS:
         raise ZooError(
-            f"the draft model has {mine} tokens, the target {theirs}: both need one vocabulary"
+            f"the draft model has {mine} tokens, the target {theirs}: both need one vocabulary; "
+            f"without a draft model there are {needing_nothing()}"
         )
 
 

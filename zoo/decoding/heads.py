@@ -13,7 +13,9 @@ from zoo.checkpoints import read_state_dict, save_state_dict
 from zoo.checkpoints.exports import trained_folder
 from zoo.checkpoints.loading import load_tensors
 from zoo.checkpoints.sources import locate
+from zoo.decoding.method import needing_nothing
 from zoo.errors import ZooError
+from zoo.models.language._protocol import text_config
 from zoo.models.registry import create_model, list_models
 
 HeadT = TypeVar("HeadT", bound=nn.Module, covariant=True)
@@ -67,8 +69,30 @@ def head_for(
     head = source if isinstance(source, nn.Module) else _load(kinds, build, str(source), model)
     if not isinstance(head, kinds):
         raise ZooError(f"{type(head).__name__} was given, expected {_names(kinds)}")
+    check_fits(head, model)
     parameter = next(model.parameters())
     return head.to(device=parameter.device, dtype=parameter.dtype).eval()
+
+
+def check_fits(head: nn.Module, model: nn.Module) -> None:
+    """Refuse a head that was trained for states or a vocabulary of other sizes than a target's.
+
+    Raises:
+        ZooError: it says which methods need no head.
+    """
+    settings: Any = getattr(head, "config", None)
+    if not isinstance(settings, dict) or "d_model" not in settings:
+        return
+    target = text_config(model)
+    for key, has, what in (
+        ("d_model", target.hidden_size, "states of {} numbers"),
+        ("vocab_size", target.vocab_size, "a vocabulary of {} tokens"),
+    ):
+        if settings.get(key, has) != has:
+            raise ZooError(
+                f"the heads are for {what.format(settings[key])}, the target has {has}: they were "
+                f"trained for another one; take its own, or {needing_nothing()}"
+            )
 
 
 def _load(

@@ -148,7 +148,8 @@ class Method(ABC):
             raise ZooError(
                 f"the method '{self.name}' needs a target that is decoded by "
                 f"{self.sessions.kind}, and {type(session.model).__name__} is decoded by "
-                f"{session.kind}{reason}: take another method, such as token_recycling"
+                f"{session.kind}{reason}: take another method, such as "
+                f"{needing_nothing()}"
             )
 
     def load(self, model: nn.Module) -> None:  # noqa: B027
@@ -207,6 +208,16 @@ def list_methods() -> list[str]:
     for module in pkgutil.iter_modules(methods.__path__):
         import_module(f"{methods.__name__}.{module.name}")
     return ["plain", *sorted(set(_METHODS) - {"plain"})]
+
+
+def needing_nothing() -> str:
+    """Names of the lossless methods that serve any target as it is, for messages."""
+    able = [
+        name
+        for name in list_methods()
+        if (cls := _METHODS[name]).lossless and not cls.needs and cls.sessions is Session
+    ]
+    return ", ".join(sorted(able, reverse=True))
 
 
 def method_class(name: str) -> type[Method]:

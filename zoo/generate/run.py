@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from zoo.arguments import make_folder, read_value
 from zoo.cli import quiet
@@ -23,10 +23,11 @@ from zoo.decoding import (
     method_class,
 )
 from zoo.decoding.comparison import figure, on_prompts, on_spec_bench, show, write_json
+from zoo.decoding.method import needing_nothing
 from zoo.decoding.spec_bench import read_questions
 from zoo.devices import usable_device
 from zoo.errors import ZooError
-from zoo.models.language._causal_lm import load_causal_lm, load_tokenizer
+from zoo.models.language._causal_lm import find_causal_lm, load_causal_lm, load_tokenizer
 from zoo.models.language._protocol import text_config
 from zoo.show import print_table, say
 from zoo.tasks.decoding._decoding_test import acceptance_figure
@@ -111,6 +112,14 @@ def _make_folders(arguments: argparse.Namespace) -> None:
 def _load(arguments: argparse.Namespace) -> Target:
     device = usable_device(arguments.device)
     options = {} if arguments.dtype is None else {"dtype": getattr(torch, arguments.dtype)}
+    found = find_causal_lm(arguments.target)
+    folder = Path(found).is_dir()
+    config = PretrainedConfig.get_config_dict(found)[0] if folder else {}
+    if config.get("is_encoder_decoder"):
+        raise ZooError(
+            f"{arguments.target} is an encoder-decoder, expected a causal LM: in Python, "
+            f"zoo.decoding.generate decodes it with {needing_nothing()}"
+        )
     model = load_causal_lm(arguments.target, **options).to(device)
     try:
         tokenizer = load_tokenizer(arguments.target)

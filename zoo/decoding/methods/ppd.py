@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.decoding.heads import head_for
-from zoo.decoding.method import Method, Need, Run, register_method
+from zoo.decoding.method import Method, Need, Run, needing_nothing, register_method
 from zoo.decoding.session import Scores
 from zoo.decoding.slotted import SlottedMethod, Trees
 from zoo.decoding.sparse_trees import SlottedTree
@@ -79,10 +79,18 @@ class PPD(SlottedMethod):
         """Load the prompt tokens, and find the trees."""
         self.heads = head_for((PromptTokens,), PromptTokens.for_target, self.heads, model)
         settings, vocabulary = self.heads.config, text_config(model).vocab_size
+        width = text_config(model).hidden_size
+        if settings["hidden_size"] != width:
+            raise ZooError(
+                f"the prompt tokens are embeddings of {settings['hidden_size']} numbers, the "
+                f"target's have {width}: they were trained for another one; take its own, or "
+                f"{needing_nothing()}"
+            )
         if settings["vocab_size"] != vocabulary:
             raise ZooError(
                 f"the prompt tokens are for a vocabulary of {settings['vocab_size']}, the target "
-                f"has {vocabulary}: they were trained for another one"
+                f"has {vocabulary}: they were trained for another one; take its own, or "
+                f"{needing_nothing()}"
             )
         if self.heads.copies > 1 and settings["vt_attention_type"] != "ensemble":
             raise ZooError(

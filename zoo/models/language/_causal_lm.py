@@ -126,6 +126,10 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     if found.startswith("state-spaces/"):  # their repositories hold none
         found = "EleutherAI/gpt-neox-20b"
     try:
-        return AutoTokenizer.from_pretrained(found)
+        tokenizer = AutoTokenizer.from_pretrained(found)
     except (OSError, ValueError) as error:
         raise ZooError(f"'{found}' has no tokenizer that can be loaded: {error}") from error
+    # for some model types transformers makes up an empty one where no files are
+    if tokenizer.get_vocab().keys() <= set(tokenizer.all_special_tokens):
+        raise ZooError(f"'{found}' has no tokenizer: its vocabulary is empty")
+    return tokenizer
