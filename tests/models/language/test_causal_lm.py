@@ -66,7 +66,8 @@ class Loader:
 
     def from_pretrained(self, *args, **options):
         self.calls.append((args, options))
-        return SimpleNamespace(eval=lambda: self.name)
+        words = {"get_vocab": lambda: {"a": 0}, "all_special_tokens": []}
+        return SimpleNamespace(eval=lambda: self.name, **words)
 
 
 @pytest.fixture

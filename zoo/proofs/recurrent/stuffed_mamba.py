@@ -136,17 +136,20 @@ class Window(Measurement):
     the difference of two states of the plain layer.
 
     Measures ``single`` and ``double``, the largest differences of outputs relative to the largest
-    output, in float32 and float64.
+    output, in float32 and float64; draws them against the window.
     """
 
     def measure(self, seed: int) -> Measured:
         """With random inputs."""
         torch.manual_seed(seed)
         plain, x = Mamba2(32, d_state=16, headdim=16, chunk_size=64), torch.randn(2, 600, 32)
-        values = {}
+        values, curves, windows = {}, [], (1, 16, 100)
+        axes = Axes("From the difference of two states", "window", "share of the output", "xy")
         for name, dtype in (("single", torch.float32), ("double", torch.float64)):
-            values[name] = max(_apart(plain, x, r, dtype) for r in (1, 16, 100))
-        return Measured(values)
+            apart = [_apart(plain, x, r, dtype) for r in windows]
+            values[name] = max(apart)
+            curves.append(Curve(axes, windows, apart, str(dtype).removeprefix("torch.")))
+        return Measured(values, curves)
 
 
 @torch.no_grad()
