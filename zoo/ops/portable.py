@@ -36,7 +36,7 @@ def decompositions() -> dict[Any, Callable]:
     own: dict[Any, Callable] = {
         getattr(torch.ops.zoo, name).default: form for name, form in forms.items()
     }
-    return {**own, torch.ops.aten.sort.stable: _sort}
+    return {**own, torch.ops.aten.sort.stable: _sort, torch.ops.aten.argsort.stable: _argsort}
 
 
 def missing(program: torch.export.ExportedProgram) -> list[str]:
@@ -203,6 +203,10 @@ def _sort(
 ) -> tuple[Tensor, Tensor]:
     values, indices = torch.topk(x, x.shape[dim], dim, largest=descending, sorted=True)
     return values, indices
+
+
+def _argsort(x: Tensor, **how: Any) -> Tensor:
+    return _sort(x, **how)[1]
 
 
 def _nothing(t: Tensor) -> Tensor:
