@@ -39,13 +39,16 @@ def write_weights(checkpoint: Mapping[str, Any], path: Path) -> None:
 def write_hub_folder(checkpoint: Mapping[str, Any], source: Path, folder: Path) -> None:
     """Write weights, ``config.json`` and a card into a new folder.
 
+    What a checkpoint holds besides and is no text, as plugins of the trainer keep their state,
+    serves training alone and is left out.
+
     Args:
         checkpoint: of a run.
         source: its file; the card takes scores and pictures from the run's folder.
         folder: to make; all of it or nothing.
 
     Raises:
-        ZooError: the checkpoint holds something that has no place in text.
+        ZooError: the folder cannot be made.
     """
     settings = {
         name: value
